@@ -1,0 +1,202 @@
+"""Every error that SlimBrain raises.
+
+::
+
+    SlimBrainError
+    ├── RunRefused    one run can't be used; the others go on
+    └── CallRefused   the whole call can't go on
+
+Each carries a reason code from `REASONS`, and with it an exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Any
+
+
+class Exit(IntEnum):
+    """Exit codes, after BSD ``sysexits.h``."""
+
+    DONE = 0
+    USAGE = 64
+    DATA = 65
+    NO_INPUT = 66
+    UNAVAILABLE = 69
+    FAULT = 70
+    CANNOT_WRITE = 73
+    TRY_AGAIN = 75
+    CONFIGURATION = 78
+
+
+class Scope(Enum):
+    """What a reason stops."""
+
+    RUN = "run refused"
+    WARNING = "run done, with a warning"
+    CALL = "call refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something was refused, or what a warning is about."""
+
+    scope: Scope
+    exit_code: Exit
+    meaning: str
+
+
+def _run(meaning: str, exit_code: Exit = Exit.DATA) -> Reason:
+    return Reason(Scope.RUN, exit_code, meaning)
+
+
+def _warning(meaning: str) -> Reason:
+    return Reason(Scope.WARNING, Exit.DONE, meaning)
+
+
+def _call(exit_code: Exit, meaning: str) -> Reason:
+    return Reason(Scope.CALL, exit_code, meaning)
+
+
+REASONS: Mapping[str, Reason] = {
+    "too-short": _run("fewer seconds than one window after dummy scans"),
+    "no-space": _run("no BOLD series in a space that leads to the model grid"),
+    "minimal-level": _run("transforms and references, but no preprocessed BOLD series"),
+    "echo-only": _run("single echoes without their combination"),
+    "no-mask": _run("no brain mask on the BOLD's grid"),
+    "mask-mismatch": _run("the mask has another shape or lies elsewhere than the BOLD"),
+    "empty-mask": _run("no voxel of the mask is over 0.5"),
+    # Also the code of a warning, between 50 and 85 %.
+    "low-coverage": _run("the mask covers too little of the template's brain"),
+    "missing-content": _run("a link whose content is not there"),
+    "denied": _run("no permission to read"),
+    "unreadable": _run("not a NIfTI file, or not gzip in spite of its name"),
+    "truncated": _run("the file ends before the size its header states"),
+    "still-written": _run("the input changes while it is read", Exit.TRY_AGAIN),
+    "not-4d": _run("not a series of volumes"),
+    "nan-volumes": _run("volumes without finite data"),
+    "flat": _run("no voxel changes over time"),
+    "no-geometry": _run("the header does not say where the voxels lie"),
+    "bad-affine": _run("the header's affine is singular, non-finite or contradicts itself"),
+    "no-tr": _run("nothing states the repetition time"),
+    "tr-conflict": _run("two sources state different repetition times"),
+    "tr-range": _run("the repetition time is not between 0.1 and 10 s"),
+    "irregular-timing": _run("the volumes are not equally spaced in time"),
+    "bad-sidecar": _run("the BOLD's JSON can't be used"),
+    "bad-confounds": _run("the confounds table does not fit the run"),
+    "ambiguous": _run("two files claim the same role"),
+    "transform-missing": _run("a transform that the source space needs is not there"),
+    "transform-bad": _run("a transform file is not of a known form"),
+    "out-of-memory": _run("the run needed more memory than there is"),
+    "worker-killed": _run("the process that worked on the run was killed"),
+    "timeout": _run("the run took longer than allowed"),
+    "locked": _run("another process works on this participant", Exit.TRY_AGAIN),
+    "no-template": _run("a TemplateFlow transform is not at hand", Exit.UNAVAILABLE),
+    "internal": _run("a fault of SlimBrain; see the crash file", Exit.FAULT),
+    "guard-relaxed": _warning(
+        "too few windows pass the motion guard; the least-moving ones refill"
+    ),
+    "no-confounds": _warning("no confounds table: motion is unknown"),
+    "confounds-unreadable": _warning("the confounds table has no motion column by a known name"),
+    "constant-voxels": _warning("voxels inside the mask never change; they are set to zero"),
+    "non-finite": _warning("single non-finite values were replaced by the voxel's mean"),
+    "not-ranked": _warning("too few windows to compare: nothing was ranked"),
+    "tr-from-header": _warning("the repetition time comes from the NIfTI header alone"),
+    "tr-disagrees": _warning("sidecar and header disagree on TR; the sidecar's is used"),
+    "several-grids": _warning("one of several grids of the space is used"),
+    "several-spellings": _warning("run-1 and run-01 are both there; both are done"),
+    "mask-other-grid": _warning("the mask was brought over from another grid or space"),
+    "voxel-size": _warning("voxel edges over 6 mm or under 0.5 mm"),
+    "known-fault": _warning("the derivatives come from a release with a published fault"),
+    "denoised-source": _warning("the series was denoised; the model expects minimal preprocessing"),
+    "raw-dataset": _call(Exit.NO_INPUT, "the input is a raw dataset, not derivatives"),
+    "no-participant": _call(Exit.NO_INPUT, "a participant is not in the input"),
+    "no-bold": _call(Exit.NO_INPUT, "there is no BOLD series at all"),
+    "no-runs": _call(Exit.NO_INPUT, "the filters leave no run"),
+    "no-input": _call(Exit.NO_INPUT, "the input folder is not there"),
+    "usage": _call(Exit.USAGE, "the command line can't be understood"),
+    "same-folder": _call(Exit.USAGE, "the output would lie at, above or among the inputs"),
+    "work-in-input": _call(Exit.USAGE, "the work folder would lie inside the input"),
+    "not-writable": _call(Exit.CANNOT_WRITE, "the output can't be written"),
+    "disk-full": _call(Exit.CANNOT_WRITE, "no space left"),
+    "device-missing": _call(Exit.UNAVAILABLE, "the device asked for does not answer"),
+    "stopped": _call(Exit.TRY_AGAIN, "stopped by a signal; start again to go on"),
+    "package-missing": _call(Exit.CONFIGURATION, "the model package is not there"),
+    "package-bad": _call(Exit.CONFIGURATION, "the model package is damaged or not understood"),
+    "settings-bad": _call(Exit.CONFIGURATION, "the settings file can't be used"),
+}
+
+_WORST_FIRST = (
+    Exit.TRY_AGAIN,
+    Exit.CANNOT_WRITE,
+    Exit.FAULT,
+    Exit.UNAVAILABLE,
+    Exit.DATA,
+    Exit.NO_INPUT,
+)
+
+
+def worst(codes: Iterable[int]) -> int:
+    """Return the one exit code that stands for several runs."""
+    seen = set(codes)
+    return next((code for code in _WORST_FIRST if code in seen), Exit.DONE)
+
+
+class SlimBrainError(Exception):
+    """A refusal for the reader: where, what was expected, what was found, what to do.
+
+    Parameters
+    ----------
+    reason : str
+        A key of `REASONS`.
+    file : str or None
+        The file or folder at fault; inputs relative to the dataset.
+    expected, found, advice : str
+        Half-sentences without a full stop.
+    """
+
+    def __init__(
+        self, reason: str, *, file: object = None, expected: str, found: str, advice: str
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.file = None if file is None else str(file)
+        self.expected = expected
+        self.found = found
+        self.advice = advice
+
+    @property
+    def exit_code(self) -> Exit:
+        return REASONS[self.reason].exit_code
+
+    def __str__(self) -> str:
+        place = f"{self.file}: " if self.file else ""
+        return (
+            f"[{self.reason}] {place}expected {self.expected}; found {self.found}. "
+            f"What to do: {self.advice}."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.reason, self._parts())
+
+    def _parts(self) -> dict[str, str | None]:
+        return {
+            "file": self.file,
+            "expected": self.expected,
+            "found": self.found,
+            "advice": self.advice,
+        }
+
+
+class RunRefused(SlimBrainError):
+    """One run can't be used; the others go on."""
+
+
+class CallRefused(SlimBrainError):
+    """The whole call can't go on."""
+
+
+def _rebuild(cls: type[SlimBrainError], reason: str, parts: dict[str, Any]) -> SlimBrainError:
+    return cls(reason, **parts)

@@ -1,0 +1,150 @@
+"""Writing so that nobody ever sees half a file: temporary names, renames, locks, checksums."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from slimbrain_app.errors import CallRefused, RunRefused
+
+TEMPORARY = ".slimbrain-"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a hidden name beside ``path`` to write to; it takes the place of ``path`` at the end.
+
+    Nothing is left behind if the block raises. The data are on disk before the rename.
+
+    Raises
+    ------
+    CallRefused
+        ``not-writable`` or ``disk-full``.
+    """
+    temporary = _beside(path)
+    with _write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Like `whole_file` for a folder, which is there, empty, when the block starts.
+
+    A folder that already stands at ``path`` is replaced.
+    """
+    temporary = _beside(path)
+    with _write_errors(path):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                _flush(file)
+            if path.exists():
+                old = _beside(path)
+                path.replace(old)
+                temporary.replace(path)
+                shutil.rmtree(old)
+            else:
+                temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, indented, whole or not at all. NaN is refused: it isn't JSON."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Hold the kernel's lock on ``path`` while the block runs; it dies with the process.
+
+    Raises
+    ------
+    RunRefused
+        ``locked`` if another process holds it.
+    """
+    with _write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunRefused(
+                "locked",
+                file=what,
+                expected="to be alone on this participant",
+                found="another process at work on it",
+                advice="wait for it, then start again",
+            ) from error
+        yield
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in ``folder``; only for the holder of its lock."""
+    if not folder.is_dir():
+        return
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    # The ending stays last: nibabel and numpy choose a format by it.
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+        if not (full or denied):
+            raise
+        raise CallRefused(
+            "disk-full" if full else "not-writable",
+            file=path,
+            expected="to write here",
+            found=error.strerror or str(error),
+            advice="free some space" if full else "check owner, mode and mount of the folder",
+        ) from error

@@ -1,0 +1,230 @@
+"""Frozen records that travel between rooms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from slimbrain_app.errors import REASONS, SlimBrainError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Channel = Literal["voxel", "global"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """A warning about a run: the run is done, but the reader should know."""
+
+    code: str
+    message: str
+    file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """A run that isn't done, and why. ``run`` is its name, or its file where it has none."""
+
+    run: str
+    code: str
+    file: str | None
+    expected: str
+    found: str
+    advice: str
+
+    @classmethod
+    def of(cls, run: str, error: SlimBrainError) -> Refusal:
+        return cls(
+            run=run,
+            code=error.reason,
+            file=error.file,
+            expected=error.expected,
+            found=error.found,
+            advice=error.advice,
+        )
+
+    @property
+    def exit_code(self) -> int:
+        return REASONS[self.code].exit_code
+
+    @property
+    def message(self) -> str:
+        place = f"{self.file}: " if self.file else ""
+        return f"{place}expected {self.expected}; found {self.found}. What to do: {self.advice}."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepetitionTime:
+    """Seconds between volumes, and where that was read."""
+
+    seconds: float
+    origin: Literal["command line", "sidecar", "inherited sidecar", "other grid", "raw", "header"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One BOLD file with its mask, confounds and sidecar, chosen from a dataset.
+
+    ``entities`` identify the run and keep their spelling and order, ``(("sub", "01"), ...)``.
+    ``transforms`` are in the order in which points of the model grid go through them; there are
+    none where the series already is in the model's space.
+    """
+
+    entities: tuple[tuple[str, str], ...]
+    dataset: Path
+    bold: Path
+    mask: Path
+    confounds: Path | None
+    sidecars: tuple[Path, ...]
+    transforms: tuple[Path, ...]
+    space: str
+    rung: int
+    interpolations: int
+    repetition_time: RepetitionTime
+    notices: tuple[Notice, ...]
+
+    @property
+    def name(self) -> str:
+        return "_".join(f"{key}-{value}" for key, value in self.entities)
+
+    @property
+    def participant(self) -> str:
+        return dict(self.entities)["sub"]
+
+    @property
+    def session(self) -> str | None:
+        return dict(self.entities).get("ses")
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Every file that the result depends on."""
+        confounds = () if self.confounds is None else (self.confounds,)
+        return (self.bold, self.mask, *confounds, *self.sidecars, *self.transforms)
+
+    def relative(self, path: Path) -> str:
+        """Return a source's path below the dataset, with slashes."""
+        return path.relative_to(self.dataset).as_posix()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contract:
+    """What a model package wants as input. Times in s."""
+
+    version: int = 1
+    space: str = "MNI152NLin2009cAsym"
+    shape: tuple[int, int, int] = (96, 96, 96)
+    voxel_size: float = 2.0
+    origin: tuple[float, float, float] = (-94.5, -112.5, -78.5)
+    frame_time: float = 0.72
+    frames: int = 40
+    channels: tuple[Channel, ...] = ("voxel",)
+    window_mode: Literal["consecutive"] = "consecutive"
+
+    @property
+    def window_seconds(self) -> float:
+        return self.frames * self.frame_time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedRun:
+    """A run's brain voxels on the model grid, on disk in ``folder`` (decision 11).
+
+    Attributes
+    ----------
+    volumes, voxels : int
+        Shape of the signal, dummy scans left out.
+    tr : float
+        Seconds between volumes.
+    dummy_scans : int
+        Volumes left out at the start of the source.
+    coverage : float
+        Share of the template's brain inside the mask.
+    mean, deviation : float
+        Over all brain voxels and volumes: the ``global`` channel.
+    constant_voxels, clipped_values, replaced_values : int
+        Counts.
+    displacement : tuple of float or None
+        Framewise displacement (mm) of each volume, where it is known; the first one's is 0.
+    checksums : tuple of (str, str)
+        Source file below the dataset, SHA-256 of its bytes as read.
+    fingerprint : str
+        Hash of what made it.
+    """
+
+    folder: Path
+    volumes: int
+    voxels: int
+    tr: float
+    dummy_scans: int
+    coverage: float
+    mean: float
+    deviation: float
+    constant_voxels: int
+    clipped_values: int
+    replaced_values: int
+    displacement: tuple[float, ...] | None
+    checksums: tuple[tuple[str, str], ...]
+    fingerprint: str
+    notices: tuple[Notice, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """Consecutive frames at model time. ``onset`` (s) counts from the source's first volume.
+
+    ``rank`` starts at 1 for the window chosen first; ``saliency`` is the score it was ordered by.
+    """
+
+    start: int
+    onset: float
+    duration: float
+    saliency: float
+    rank: int
+    selected: bool
+    censored_frames: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankedRun:
+    """All windows of a run, in time, and how they were ranked.
+
+    ``method`` says in words what scored them, for the sidecar and the report.
+    """
+
+    windows: tuple[Window, ...]
+    method: str
+    notices: tuple[Notice, ...]
+
+    @property
+    def selected(self) -> tuple[Window, ...]:
+        """Selected windows, best first."""
+        chosen = [window for window in self.windows if window.selected]
+        return tuple(sorted(chosen, key=lambda window: window.rank))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Embedding:
+    """What the encoder says of a run.
+
+    Attributes
+    ----------
+    views : ndarray, float32, shape (views, width)
+        One row per view, selected windows best first, a window's views in time.
+    windows : tuple of int
+        For each view, its window's place in ``RankedRun.windows``.
+    onsets : tuple of float
+        For each view, seconds from the source's first volume.
+    mean : ndarray, float32, shape (width,)
+        The run's embedding: the mean over its views.
+    device : str
+        Where it was computed.
+    """
+
+    views: NDArray[np.float32]
+    windows: tuple[int, ...]
+    onsets: tuple[float, ...]
+    mean: NDArray[np.float32]
+    device: str
