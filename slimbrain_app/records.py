@@ -228,3 +228,31 @@ class Embedding:
     onsets: tuple[float, ...]
     mean: NDArray[np.float32]
     device: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelIdentity:
+    """Which weights spoke: stands in every sidecar and report."""
+
+    name: str
+    preset: str
+    sha256: str
+    trained: bool
+    contract: Contract
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStatus:
+    """How a run that was found has ended.
+
+    ``state`` is ``done`` in this call, ``current`` where an earlier call had done it, or
+    ``refused``. Seconds and peak memory (MiB) are those of this call.
+    """
+
+    run: str
+    state: Literal["done", "current", "refused"]
+    outputs: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
+    refusal: Refusal | None = None
+    seconds: float = 0.0
+    peak_mib: float = 0.0

@@ -1,0 +1,115 @@
+"""The files that make the output folder a BIDS derivative."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slimbrain_app import __version__
+from slimbrain_app.bids.sidecars import LINK
+from slimbrain_app.errors import CallRefused
+from slimbrain_app.files import write_text
+
+# A folder's name goes without a slash: with one, the validator reports the folder itself.
+IGNORED = (
+    "*.html",
+    "figures",
+    "*_windows.*",
+    "*_embeddings.*",
+    "*_predictions.*",
+    "*_attribution.*",
+    "desc-slimbrain_runs.*",
+    "desc-slimbrain_metrics.*",
+    "desc-slimbrain_splits.*",
+    "desc-slimbrain_scores.*",
+    "desc-slimbrain_calibration.*",
+    "desc-slimbrain_corpus.*",
+    "models",
+    "*_prepared",
+)
+README = """# SlimBrain derivatives
+
+Embeddings of preprocessed BOLD runs, made by SlimBrain {version}.
+
+- `sub-*/[ses-*/]func/*_stat-mean_desc-slimbrain_embeddings.tsv`: one row, the run's embedding
+- `*_desc-slimbrain_windows.tsv`: every window with its saliency and whether it was selected
+- `*_desc-slimbrain_mask.nii.gz`: the brain voxels that were used, on the model grid
+- `sub-*.html`: a report for each participant
+- `logs/`: how each run ended, the settings, and the methods text to cite
+
+Every table and image has a JSON beside it that says what its columns mean, from which files it was
+made, with which weights and settings.
+"""
+
+
+def open_output(output: Path, dataset: Path) -> None:
+    """Write description, ``.bidsignore`` and README, where absent or out of date.
+
+    Raises
+    ------
+    CallRefused
+        ``same-folder`` if ``output`` is the dataset of another tool.
+    """
+    _refuse_foreign(output)
+    link = Path(os.path.relpath(dataset.resolve(), output.resolve())).as_posix()
+    description = json.dumps(_describe(_read_description(dataset), link), indent=2) + "\n"
+    _write_if_different(output / "dataset_description.json", description)
+    _write_if_different(output / ".bidsignore", _merge_ignored(output / ".bidsignore"))
+    if not (output / "README.md").exists():
+        write_text(output / "README.md", README.format(version=__version__))
+
+
+def _describe(source: Mapping[str, Any], link: str) -> dict[str, Any]:
+    earlier = source.get("SourceDatasets")
+    nearest = {"DOI": source["DatasetDOI"]} if "DatasetDOI" in source else {"URL": link}
+    description: dict[str, Any] = {
+        "Name": "SlimBrain: embeddings of BOLD runs",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "SlimBrain", "Version": __version__}, *_list_makers(source)],
+        "SourceDatasets": [nearest, *(earlier if isinstance(earlier, list) else [])],
+        "DatasetLinks": {LINK: link},
+    }
+    if "License" in source:
+        description["License"] = source["License"]
+    return description
+
+
+def _list_makers(description: Mapping[str, Any]) -> list[dict[str, Any]]:
+    makers = description.get("GeneratedBy") or [description.get("PipelineDescription")]
+    return [maker for maker in makers if isinstance(maker, dict) and "Name" in maker]
+
+
+def _refuse_foreign(output: Path) -> None:
+    description = output / "dataset_description.json"
+    names = [maker["Name"] for maker in _list_makers(_read_description(output))]
+    if description.exists() and "SlimBrain" not in names:
+        raise CallRefused(
+            "same-folder",
+            file=output,
+            expected="a new folder, or an earlier output of SlimBrain",
+            found=f"a dataset of {', '.join(names) or 'another tool'}",
+            advice="name another output folder, derivatives/slimbrain for example",
+        )
+
+
+def _read_description(dataset: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((dataset / "dataset_description.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # Said as a notice where the dataset is checked.
+    return content if isinstance(content, dict) else {}
+
+
+def _merge_ignored(path: Path) -> str:
+    present = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = [*present, *(line for line in IGNORED if line not in present)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _write_if_different(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)

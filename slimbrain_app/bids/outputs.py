@@ -1,0 +1,156 @@
+"""A run's outputs: their names, their order of writing, and whether they are up to date."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimbrain_app.bids.entities import build_name
+from slimbrain_app.bids.sidecars import (
+    MASK,
+    Provenance,
+    describe_columns,
+    describe_run,
+    inputs_agree,
+)
+from slimbrain_app.files import sha256_of, whole_file, whole_folder, write_json
+from slimbrain_app.records import Contract, Embedding, PreparedRun, RankedRun, Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+
+def name_output(run: Run, contract: Contract, suffix: str, extension: str, stat: str = "") -> str:
+    """Return an output's path below the output folder, with slashes."""
+    extra = (("space", contract.space), ("stat", stat), ("desc", "slimbrain"))
+    entities = (*run.entities, *(pair for pair in extra if pair[1]))
+    session = f"/ses-{run.session}" if run.session else ""
+    return f"sub-{run.participant}{session}/func/{build_name(entities, suffix, extension)}"
+
+
+def write_run(
+    output: Path,
+    run: Run,
+    prepared: PreparedRun,
+    ranked: RankedRun,
+    embedding: Embedding,
+    mask: NDArray[np.bool_],
+    provenance: Provenance,
+) -> tuple[str, ...]:
+    """Write all that is kept of a run: its data, then the JSONs, the one that tells last.
+
+    Parameters
+    ----------
+    mask : ndarray, bool, shape of the model grid
+        The voxels that were encoded.
+
+    Returns
+    -------
+    tuple of str
+        Every file written, below ``output``.
+    """
+    contract = provenance.model.contract
+    content: dict[str, Mapping[str, Any]] = {}
+    image = name_output(run, contract, "mask", ".nii.gz")
+    _write_mask(output / image, mask, contract)
+    content[image] = MASK
+    if provenance.settings.output.save_prepared:
+        _copy_folder(prepared.folder, output / name_output(run, contract, "prepared", ""))
+    for name, table in _tabulate(run, ranked, embedding, provenance):
+        _write_table(output / name, table)
+        content[name] = describe_columns(table.columns)
+
+    facts = describe_run(run, prepared, ranked, embedding, provenance)
+    *others, last = content
+    for name in others:
+        write_json(output / _json_of(name), {**content[name], **facts})
+    checksums = {name: sha256_of(output / name) for name in content}
+    write_json(output / _json_of(last), {**content[last], **facts, "Outputs": checksums})
+    return (*content, *(_json_of(name) for name in content))
+
+
+def is_current(output: Path, run: Run, provenance: Provenance) -> bool:
+    """Whether an earlier call wrote ``run`` from the same inputs, settings and model."""
+    last = name_output(run, provenance.model.contract, "embeddings", ".json", stat="mean")
+    try:
+        facts = json.loads((output / last).read_text(encoding="utf-8"))
+        return (
+            facts["SettingsFingerprint"] == provenance.settings.fingerprint()
+            and facts["Model"]["SHA256"] == provenance.model.sha256
+            and _has_extras(output, run, provenance)
+            and inputs_agree(run, facts["InputChecksums"])
+            and all(sha256_of(output / name) == digest for name, digest in facts["Outputs"].items())
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # Absent, torn, or from another version: it is made anew.
+
+
+def _tabulate(
+    run: Run, ranked: RankedRun, embedding: Embedding, provenance: Provenance
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield names and tables; the last is the run's embedding, by which the run counts as done."""
+    import numpy as np
+    import pandas as pd
+
+    contract = provenance.model.contract
+    windows = pd.DataFrame([asdict(window) for window in ranked.windows]).drop(columns="start")
+    windows["selected"] = windows["selected"].map({True: "true", False: "false"})
+    yield name_output(run, contract, "windows", ".tsv"), windows
+
+    names = [f"e{i:04d}" for i in range(embedding.mean.size)]
+    if provenance.settings.output.save_views:
+        views = pd.DataFrame(embedding.views.astype(np.float64), columns=names)
+        views.insert(0, "window", embedding.windows)
+        views.insert(1, "view", views.groupby("window").cumcount())
+        views.insert(2, "onset", embedding.onsets)
+        views.insert(3, "duration", contract.window_seconds)
+        yield name_output(run, contract, "embeddings", ".tsv"), views
+
+    mean = pd.DataFrame(embedding.mean.astype(np.float64)[None], columns=names)
+    yield name_output(run, contract, "embeddings", ".tsv", stat="mean"), mean
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    # Nine significant digits bring every float32 back to the last bit.
+    with whole_file(path) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, float_format="%.9g", na_rep="n/a")
+
+
+def _write_mask(path: Path, mask: NDArray[np.bool_], contract: Contract) -> None:
+    import nibabel as nib
+    import numpy as np
+
+    affine = np.diag([contract.voxel_size] * 3 + [1.0])
+    affine[:3, 3] = contract.origin
+    image = nib.Nifti1Image(mask.astype(np.uint8), affine)
+    image.set_sform(affine, code="mni")
+    image.set_qform(affine, code="mni")
+    image.header.set_xyzt_units("mm")
+    with whole_file(path) as temporary:
+        nib.save(image, temporary)
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(target) as temporary:
+        for file in source.iterdir():
+            shutil.copyfile(file, temporary / file.name)
+
+
+def _has_extras(output: Path, run: Run, provenance: Provenance) -> bool:
+    contract, wanted = provenance.model.contract, provenance.settings.output
+    views = output / name_output(run, contract, "embeddings", ".tsv")
+    prepared = output / name_output(run, contract, "prepared", "")
+    return (not wanted.save_views or views.exists()) and (
+        not wanted.save_prepared or prepared.is_dir()
+    )
+
+
+def _json_of(name: str) -> str:
+    return f"{name.removesuffix('.nii.gz').removesuffix('.tsv')}.json"

@@ -1,0 +1,134 @@
+"""What the JSON beside each output says, and what of it tells whether a run is up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slimbrain_app.files import sha256_of
+from slimbrain_app.records import Embedding, ModelIdentity, PreparedRun, RankedRun, Run
+from slimbrain_app.settings import ParticipantSettings
+
+LINK = "preprocessed"
+TEMPLATE = (
+    "https://templateflow.s3.amazonaws.com/tpl-MNI152NLin2009cAsym/"
+    "tpl-MNI152NLin2009cAsym_res-02_T1w.nii.gz"
+)
+MASK: Mapping[str, Any] = {
+    "Description": "Brain voxels that were encoded, on the model grid",
+    "Type": "Brain",
+}
+COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "onset": {"Description": "Start, from the first volume of the source", "Units": "s"},
+    "duration": {"Description": "Length", "Units": "s"},
+    "saliency": {"Description": "Score by which windows are ordered", "Units": "arbitrary"},
+    "rank": {"Description": "Place in the order of choice: 1 is chosen first"},
+    "selected": {"Description": "Whether the window was encoded"},
+    "censored_frames": {"Description": "Frames above the framewise displacement threshold"},
+    "window": {"Description": "Row of the window in the table of windows, from 0"},
+    "view": {"Description": "Number of the view of its window, from 0"},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """What the sidecars of a call have in common."""
+
+    model: ModelIdentity
+    settings: ParticipantSettings
+    software: Mapping[str, str]
+
+
+def describe_columns(columns: Iterable[str]) -> dict[str, Any]:
+    """Return description and units of each column; ``e0000`` and on are the embedding's."""
+    return {column: dict(COLUMNS.get(column) or _describe_dimension(column)) for column in columns}
+
+
+def describe_run(
+    run: Run,
+    prepared: PreparedRun,
+    ranked: RankedRun,
+    embedding: Embedding,
+    provenance: Provenance,
+) -> dict[str, Any]:
+    """Return what every sidecar of a run says: sources, model, settings and quality figures."""
+    settings = provenance.settings
+    notices = (*run.notices, *prepared.notices, *ranked.notices)
+    return {
+        "Sources": [_uri(run, path) for path in run.sources],
+        "SpatialReference": TEMPLATE,
+        "Model": describe_model(provenance.model),
+        "Settings": {
+            "prepare": asdict(settings.prepare),
+            "rank": asdict(settings.rank),
+            "encode": asdict(settings.encode),
+        },
+        "SettingsFingerprint": settings.fingerprint(),
+        "Seed": settings.seed,
+        "Device": embedding.device,
+        "Software": dict(provenance.software),
+        "InputChecksums": _describe_inputs(run, dict(prepared.checksums)),
+        "RepetitionTime": prepared.tr,
+        "RepetitionTimeOrigin": run.repetition_time.origin,
+        "Ladder": {
+            "Rung": run.rung,
+            "Space": run.space,
+            "Interpolations": run.interpolations,
+        },
+        "Volumes": prepared.volumes,
+        "DummyScans": prepared.dummy_scans,
+        "Voxels": prepared.voxels,
+        "Coverage": round(prepared.coverage, 4),
+        "ConstantVoxels": prepared.constant_voxels,
+        "ClippedValues": prepared.clipped_values,
+        "ReplacedValues": prepared.replaced_values,
+        "RankingMethod": ranked.method,
+        "Warnings": [asdict(notice) for notice in notices],
+    }
+
+
+def describe_model(model: ModelIdentity) -> dict[str, Any]:
+    return {
+        "Name": model.name,
+        "Preset": model.preset,
+        "SHA256": model.sha256,
+        "Trained": model.trained,
+        "Contract": asdict(model.contract),
+    }
+
+
+def inputs_agree(run: Run, known: Mapping[str, Any]) -> bool:
+    """Whether the run's sources are those of ``InputChecksums``, by size and time or checksum."""
+    sources = {_uri(run, path): path for path in run.sources}
+    return sources.keys() == known.keys() and all(
+        _is_unchanged(path, known[uri]) for uri, path in sources.items()
+    )
+
+
+def _describe_dimension(column: str) -> dict[str, str]:
+    return {"Description": f"Dimension {int(column[1:])} of the embedding", "Units": "arbitrary"}
+
+
+def _describe_inputs(run: Run, checksums: Mapping[str, str]) -> dict[str, Any]:
+    described = {}
+    for path in run.sources:
+        facts = path.stat()
+        described[_uri(run, path)] = {
+            "SHA256": checksums.get(run.relative(path)) or sha256_of(path),
+            "Size": facts.st_size,
+            "ModifiedNanoseconds": facts.st_mtime_ns,
+        }
+    return described
+
+
+def _is_unchanged(path: Path, known: Mapping[str, Any]) -> bool:
+    facts = path.stat()
+    if facts.st_size != known["Size"]:
+        return False
+    return facts.st_mtime_ns == known["ModifiedNanoseconds"] or sha256_of(path) == known["SHA256"]
+
+
+def _uri(run: Run, path: Path) -> str:
+    return f"bids:{LINK}:{run.relative(path)}"
