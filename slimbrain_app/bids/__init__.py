@@ -1,0 +1,1 @@
+"""The outside: finding runs, reading and writing names and sidecars."""
