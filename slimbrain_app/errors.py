@@ -98,6 +98,7 @@ REASONS: Mapping[str, Reason] = {
     "guard-relaxed": _warning(
         "too few windows pass the motion guard; the least-moving ones refill"
     ),
+    "unguarded": _warning("windows were selected without the motion guard"),
     "no-confounds": _warning("no confounds table: motion is unknown"),
     "confounds-unreadable": _warning("the confounds table has no motion column by a known name"),
     "constant-voxels": _warning("voxels inside the mask never change; they are set to zero"),
