@@ -1,0 +1,161 @@
+"""The 4D hierarchical encoder: patches of a view in, one embedding out.
+
+Hiera (Ryali and others 2023, arXiv 2306.00989) in four dimensions, as SLIM-Brain (arXiv
+2512.21881) uses it: mask-unit attention and query pooling first, global attention last. Only
+tokens that exist are computed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slimbrain_app.model.packing import Packing, Pooling
+from slimbrain_app.model.presets import EncoderSizes
+from slimbrain_app.model.tokens import TokenTable
+
+_EPSILON = 1e-6
+_MLP_RATIO = 4
+_INITIAL_DEVIATION = 0.02
+
+
+class PatchEmbedding(nn.Module):
+    """One linear map of a patch's values, its weight in the shape of a convolution's."""
+
+    def __init__(self, sizes: EncoderSizes) -> None:
+        super().__init__()
+        self.proj = nn.ParameterDict(
+            {
+                "weight": torch.zeros(sizes.width, sizes.channels, *sizes.patch),
+                "bias": torch.zeros(sizes.width),
+            }
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return functional.linear(patches, self.proj["weight"].flatten(1), self.proj["bias"])
+
+
+class Attention(nn.Module):
+    """Multi-head attention within the segments of a packing, queries pooled beforehand."""
+
+    def __init__(self, width_in: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width_in, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, pooling: Pooling | None, packing: Packing) -> Tensor:
+        queries, keys, values = self.qkv(tokens).chunk(3, dim=1)
+        if pooling is not None:
+            queries = pooling.pool(queries)
+        attended: Tensor = self.proj(packing.attend(queries, keys, values, self.heads))
+        return attended
+
+
+class Mlp(nn.Module):
+    """Two linear maps with an exact GELU between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, _MLP_RATIO * width)
+        self.fc2 = nn.Linear(_MLP_RATIO * width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mapped: Tensor = self.fc2(functional.gelu(self.fc1(tokens)))
+        return mapped
+
+
+class Block(nn.Module):
+    """Attention and MLP, each after a LayerNorm and beside a shortcut.
+
+    Where the width changes, the shortcut is a linear map of the *normalised* tokens.
+    """
+
+    def __init__(self, width_in: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width_in, eps=_EPSILON)
+        self.attn = Attention(width_in, width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=_EPSILON)
+        self.mlp = Mlp(width)
+        self.proj = nn.Linear(width_in, width) if width_in != width else None
+
+    def forward(self, tokens: Tensor, pooling: Pooling | None, packing: Packing) -> Tensor:
+        normed = self.norm1(tokens)
+        shortcut = tokens if self.proj is None else self.proj(normed)
+        if pooling is not None:
+            shortcut = pooling.pool(shortcut)
+        tokens = shortcut + self.attn(normed, pooling, packing)
+        mapped: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return mapped
+
+
+class Encoder(nn.Module):
+    """The encoder of a preset's sizes, its weights drawn from ``seed``."""
+
+    def __init__(self, sizes: EncoderSizes, seed: int = 0) -> None:
+        super().__init__()
+        self.sizes = sizes
+        places = math.prod(sizes.grid[1:])
+        self.pos_embed_spatial = nn.Parameter(torch.zeros(1, places, sizes.width))
+        self.pos_embed_temporal = nn.Parameter(torch.zeros(1, sizes.grid[0], sizes.width))
+        self.patch_embed = PatchEmbedding(sizes)
+        self.blocks = nn.ModuleList(_blocks(sizes))
+        self.encoder_norm = nn.LayerNorm(sizes.embedding_width, eps=_EPSILON)
+        self._draw_weights(seed)
+
+    def forward(self, patches: Tensor, table: TokenTable) -> Tensor:
+        """Embed views.
+
+        Parameters
+        ----------
+        patches : Tensor, shape (tokens, values)
+            Of the table's tokens, in its order; of several views, one after another.
+        table : TokenTable
+
+        Returns
+        -------
+        Tensor, shape (views, embedding width)
+            Mean over a view's final cells, then LayerNorm.
+        """
+        cells = self.encode_cells(patches, table)
+        means = [view.mean(0) for view in torch.split(cells, list(table.lengths))]
+        embeddings: Tensor = self.encoder_norm(torch.stack(means))
+        return embeddings
+
+    def encode_cells(self, patches: Tensor, table: TokenTable) -> Tensor:
+        """Return the final cells before the mean and the norm: (cells, embedding width)."""
+        tokens: Tensor = self.patch_embed(patches) + self._positions(table.tokens)
+        blocks = iter(self.blocks)
+        for depth, stage in zip(self.sizes.depths, table.stages, strict=True):
+            tokens = next(blocks)(tokens, stage.pooling, stage.entry)
+            for _ in range(depth - 1):
+                tokens = next(blocks)(tokens, None, stage.within)
+        return tokens
+
+    def _positions(self, tokens: Tensor) -> Tensor:
+        places = self.pos_embed_spatial.shape[1]
+        spatial = functional.embedding(tokens % places, self.pos_embed_spatial[0])
+        temporal = functional.embedding(tokens // places, self.pos_embed_temporal[0])
+        return spatial + temporal
+
+    def _draw_weights(self, seed: int) -> None:
+        """Draw maps and positions from a truncated normal; biases are 0, norms the identity."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.trunc_normal_(parameter, std=_INITIAL_DEVIATION, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+
+def _blocks(sizes: EncoderSizes) -> list[Block]:
+    blocks: list[Block] = []
+    width = sizes.width
+    for stage, depth in enumerate(sizes.depths):
+        for _ in range(depth):
+            blocks.append(Block(width, sizes.width << stage, sizes.heads << stage))
+            width = sizes.width << stage
+    return blocks
