@@ -75,20 +75,42 @@ def write_run(
     return (*content, *(_json_of(name) for name in content))
 
 
+def is_whole(output: Path, run: Run, contract: Contract) -> bool:
+    """Whether an earlier call wrote ``run`` to the end, and nothing has changed it since."""
+    facts = read_facts(output, run, contract)
+    try:
+        return bool(facts) and all(
+            sha256_of(output / name) == digest for name, digest in facts["Outputs"].items()
+        )
+    except (OSError, KeyError, AttributeError):
+        return False
+
+
 def is_current(output: Path, run: Run, provenance: Provenance) -> bool:
     """Whether an earlier call wrote ``run`` from the same inputs, settings and model."""
-    last = name_output(run, provenance.model.contract, "embeddings", ".json", stat="mean")
+    contract = provenance.model.contract
+    facts = read_facts(output, run, contract)
     try:
-        facts = json.loads((output / last).read_text(encoding="utf-8"))
         return (
-            facts["SettingsFingerprint"] == provenance.settings.fingerprint()
+            bool(facts)
+            and facts["SettingsFingerprint"] == provenance.settings.fingerprint()
             and facts["Model"]["SHA256"] == provenance.model.sha256
-            and _has_extras(output, run, provenance)
             and inputs_agree(run, facts["InputChecksums"])
-            and all(sha256_of(output / name) == digest for name, digest in facts["Outputs"].items())
+            and _has_extras(output, run, provenance)
+            and is_whole(output, run, contract)
         )
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # Absent, torn, or from another version: it is made anew.
+    except (KeyError, TypeError):
+        return False  # Written by a version that said less.
+
+
+def read_facts(output: Path, run: Run, contract: Contract) -> dict[str, Any]:
+    """Return the sidecar by which a run counts as done, or nothing where it isn't there."""
+    last = output / name_output(run, contract, "embeddings", ".json", stat="mean")
+    try:
+        facts = json.loads(last.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _tabulate(

@@ -127,7 +127,8 @@ def _is_unchanged(path: Path, known: Mapping[str, Any]) -> bool:
     facts = path.stat()
     if facts.st_size != known["Size"]:
         return False
-    return facts.st_mtime_ns == known["ModifiedNanoseconds"] or sha256_of(path) == known["SHA256"]
+    same_time: bool = facts.st_mtime_ns == known["ModifiedNanoseconds"]
+    return same_time or sha256_of(path) == known["SHA256"]
 
 
 def _uri(run: Run, path: Path) -> str:

@@ -1,0 +1,1 @@
+"""The command lines: ``slimbrain`` (a BIDS-App) and ``slimbrain-tools``."""

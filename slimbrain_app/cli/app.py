@@ -1,0 +1,72 @@
+"""``slimbrain BIDS_DIR OUTPUT_DIR participant``: parse, plan, carry out, tell."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from slimbrain_app.cli.arguments import normalise
+from slimbrain_app.cli.parser import make_parser, make_settings
+from slimbrain_app.errors import CallRefused, Exit, worst
+
+if TYPE_CHECKING:
+    from slimbrain_app.records import RunStatus
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _stop)
+    try:
+        return _run(make_parser().parse_strictly(normalise(words)), words)
+    except CallRefused as error:
+        print(f"slimbrain: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("slimbrain: stopped; start the same command again to go on", file=sys.stderr)
+        return Exit.TRY_AGAIN
+
+
+def _stop(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from slimbrain_app.cli.terminal import Terminal
+    from slimbrain_app.workflow.plan import check_work, make_plan
+
+    terminal = Terminal(verbosity=-1 if options.quiet else options.verbose)
+    for option in options.ignored or ():
+        terminal.say(f"{option} has no meaning here and is ignored")
+    settings, notices = make_settings(options)
+    dataset, output = options.bids_dir.resolve(), options.output_dir.resolve()
+    check_work(dataset, options.work_dir)
+    plan = make_plan(dataset, output, settings)
+    terminal.show_plan(plan, notices)
+    if options.dry_run:
+        return decide_exit(terminal.show_dry_run(plan))
+
+    from slimbrain_app.workflow.participant import carry_out
+
+    with terminal.progress(plan) as watch:
+        statuses = carry_out(plan, options.work_dir, anonymise(words), watch)
+    terminal.show_results(plan, statuses)
+    return decide_exit(statuses)
+
+
+def anonymise(words: Sequence[str]) -> list[str]:
+    """Return the command line with the last parts of absolute paths only."""
+    return ["slimbrain", *(Path(word).name if word.startswith("/") else word for word in words)]
+
+
+def decide_exit(statuses: Sequence[RunStatus]) -> int:
+    """Return one code for all runs. If not one BOLD's content is there, the input is missing."""
+    refusals = [status.refusal for status in statuses if status.refusal]
+    if len(refusals) == len(statuses) and {r.code for r in refusals} == {"missing-content"}:
+        return Exit.NO_INPUT
+    return worst(refusal.exit_code for refusal in refusals)

@@ -1,0 +1,100 @@
+"""Arguments in the spelling of fMRIPrep's users: what argparse alone doesn't forgive."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from slimbrain_app.errors import CallRefused
+
+LEVELS = ("participant",)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses as SlimBrain does and names the nearest option for an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CallRefused(
+            "usage",
+            file=self.prog,
+            expected="a command line as --help shows it",
+            found=message,
+            advice=f"see {self.prog} --help",
+        )
+
+    def parse_strictly(self, arguments: Sequence[str]) -> argparse.Namespace:
+        known, unknown = self.parse_known_args(arguments)
+        if unknown:
+            self.error("; ".join(self._describe_unknown(argument) for argument in unknown))
+        return known
+
+    def _describe_unknown(self, argument: str) -> str:
+        options = [option for action in self._actions for option in action.option_strings]
+        nearest = difflib.get_close_matches(argument.split("=")[0], options, n=1)
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        return f"the unknown argument {argument}{hint}"
+
+
+def normalise(arguments: Sequence[str]) -> list[str]:
+    """Write options with dashes and bring the three positionals to the front.
+
+    ``--participant_label`` becomes ``--participant-label``. A list option just before the
+    positionals would swallow them: they are the level and what stands before it.
+    """
+    dashed = [_dash(argument) for argument in arguments]
+    leading = next((i for i, word in enumerate(dashed) if word.startswith("-")), len(dashed))
+    if leading >= 3:
+        return dashed
+    levels = [i for i in range(leading, len(dashed)) if dashed[i] in LEVELS]
+    if not levels:
+        return dashed
+    end = levels[-1] + 1
+    start = end - (3 - leading)
+    return [*dashed[:leading], *dashed[start:end], *dashed[leading:start], *dashed[end:]]
+
+
+def _dash(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    option, equals, value = argument.partition("=")
+    return f"{option.replace('_', '-')}{equals}{value}"
+
+
+def label(entity: str) -> Callable[[str], str]:
+    """Return a converter that takes a label with or without its ``<entity>-`` before it."""
+
+    def strip(text: str) -> str:
+        bare = text.removeprefix(f"{entity}-")
+        if not bare.isalnum():
+            raise argparse.ArgumentTypeError(
+                f"{text!r}, where a label of letters and digits is expected"
+            )
+        return bare
+
+    return strip
+
+
+def count_or_all(text: str) -> int | str:
+    if text == "all":
+        return text
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}, where a number from 1 or 'all' is expected")
+    return int(text)
+
+
+def memory(text: str) -> float:
+    """Return GB from ``N[GB]``; a number without a unit is in megabytes, as in fMRIPrep."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|K|M|G|T)B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}, where 8GB or 8000 (megabytes) is expected")
+    number, unit = float(match[1]), match[2].upper()
+    if not unit and number < 512:
+        raise argparse.ArgumentTypeError(f"{text!r}, which is megabytes: did you mean {text}GB?")
+    return number * {"K": 1e-6, "M": 1e-3, "": 1e-3, "G": 1.0, "T": 1e3}[unit]
+
+
+def gigabytes(text: str) -> float:
+    return memory(f"{text}GB")

@@ -1,0 +1,234 @@
+"""The options of ``slimbrain``, and the settings that they make."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimbrain_app import __version__
+from slimbrain_app.cli.arguments import LEVELS, Parser, count_or_all, gigabytes, label, memory
+
+if TYPE_CHECKING:
+    from slimbrain_app.records import Notice
+    from slimbrain_app.settings import ParticipantSettings
+
+RANKINGS = ("mutual", "representative", "novelty", "random", "uniform", "first")
+# Which option makes which setting: table and key.
+SETTINGS = {
+    "model": ("model",),
+    "seed": ("seed",),
+    "participant_label": ("select", "participants"),
+    "session_id": ("select", "sessions"),
+    "task_id": ("select", "tasks"),
+    "run_id": ("select", "runs"),
+    "space": ("prepare", "space"),
+    "tr": ("prepare", "tr"),
+    "dummy_scans": ("prepare", "dummy_scans"),
+    "ranking": ("rank", "mode"),
+    "windows": ("rank", "windows"),
+    "fd_threshold": ("rank", "fd_threshold"),
+    "views": ("encode", "views"),
+    "save_views": ("output", "save_views"),
+    "save_prepared": ("output", "save_prepared"),
+    "overwrite": ("output", "overwrite"),
+    "device": ("compute", "device"),
+    "nprocs": ("compute", "nprocs"),
+    "omp_nthreads": ("compute", "omp_nthreads"),
+    "mem_gb": ("compute", "mem_gb"),
+    "stop_on_first_crash": ("compute", "stop_on_first_crash"),
+}
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="slimbrain",
+        description="Embeddings of fMRI runs from fMRIPrep derivatives.",
+        epilog="Exit codes: 0 done, 64 usage, 65 data, 66 no input, 69 unavailable, 70 our fault, "
+        "73 cannot write, 75 start again, 78 configuration.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("bids_dir", type=Path, help="fMRIPrep derivatives; only read")
+    parser.add_argument("output_dir", type=Path, help="where SlimBrain's derivatives go")
+    parser.add_argument("analysis_level", choices=LEVELS, help="level of the analysis")
+    parser.add_argument("--version", action="version", version=_describe_version())
+    _add_selection(parser.add_argument_group("which runs"))
+    _add_processing(parser.add_argument_group("what is computed"))
+    _add_output(parser.add_argument_group("what is written"))
+    _add_resources(parser.add_argument_group("where it runs"))
+    _add_ignored(parser)
+    return parser
+
+
+def _add_selection(group: argparse._ArgumentGroup) -> None:
+    lists: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "LABEL"}
+    group.add_argument(
+        "--participant-label",
+        "--participant-id",
+        type=label("sub"),
+        help="participants, with or without sub- (default: all)",
+        **lists,
+    )
+    group.add_argument(
+        "--session-id", "--session-label", type=label("ses"), help="sessions", **lists
+    )
+    group.add_argument("--task-id", type=label("task"), help="tasks", **lists)
+    group.add_argument("--run-id", type=label("run"), help="run numbers", **lists)
+    group.add_argument(
+        "--bids-filter-file",
+        type=Path,
+        metavar="JSON",
+        help='further filters in fMRIPrep\'s form, {"bold": {"acquisition": "a"}}',
+    )
+
+
+def _add_processing(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--model", metavar="NAME|DIR", help="model package: a name or a folder (default: tiny)"
+    )
+    group.add_argument(
+        "--space",
+        metavar="S[:res-R][:cohort-C]",
+        help="source space to start from (default: the best one there is)",
+    )
+    group.add_argument(
+        "--windows",
+        type=count_or_all,
+        metavar="K",
+        help="selected windows per run, or all (default: 8)",
+    )
+    group.add_argument(
+        "--ranking", choices=RANKINGS, help="what orders the windows (default: mutual)"
+    )
+    group.add_argument(
+        "--views", type=int, metavar="N", help="encoder inputs per selected window (default: 1)"
+    )
+    group.add_argument(
+        "--tr",
+        type=float,
+        metavar="SECONDS",
+        help="repetition time, where the data do not state it",
+    )
+    group.add_argument(
+        "--dummy-scans",
+        type=int,
+        metavar="N",
+        help="volumes left out at the start (default: as marked in the confounds)",
+    )
+    group.add_argument(
+        "--fd-threshold",
+        type=float,
+        metavar="MM",
+        help="framewise displacement of the motion guard; 0 switches it off (default: 0.5)",
+    )
+    group.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="TOML",
+        help="settings as an earlier call wrote them into logs/; the command line wins",
+    )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--save-views",
+        action="store_const",
+        const=True,
+        help="also write the embeddings of single views",
+    )
+    group.add_argument(
+        "--save-prepared", action="store_const", const=True, help="also keep the prepared runs"
+    )
+    group.add_argument(
+        "--overwrite",
+        choices=("never", "changed", "always"),
+        help="which finished runs are done again (default: changed)",
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and write nothing"
+    )
+    group.add_argument(
+        "-v", "--verbose", action="count", default=0, help="say more; -vv still more"
+    )
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing but the final table and errors"
+    )
+
+
+def _add_resources(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps (default: auto)"
+    )
+    group.add_argument(
+        "--nprocs",
+        "--n-cpus",
+        "--nthreads",
+        type=int,
+        metavar="N",
+        help="processors in all (default: the job's own)",
+    )
+    group.add_argument("--omp-nthreads", type=int, metavar="N", help="threads of one step")
+    group.add_argument(
+        "--mem",
+        "--mem-mb",
+        type=memory,
+        metavar="N[GB]",
+        dest="mem_gb",
+        help="memory; without a unit in megabytes (default: the job's own)",
+    )
+    group.add_argument("--mem-gb", type=gigabytes, dest="mem_gb", help=argparse.SUPPRESS)
+    group.add_argument(
+        "-w",
+        "--work-dir",
+        type=Path,
+        metavar="DIR",
+        help="for intermediate files (default: a temporary folder)",
+    )
+    group.add_argument(
+        "--stop-on-first-crash",
+        action="store_const",
+        const=True,
+        help="end at the first fault of SlimBrain's own",
+    )
+
+
+def _add_ignored(parser: Parser) -> None:
+    """Accept options of fMRIPrep's that have no meaning here, so that scripts need no change."""
+    for option in ("--skip-bids-validation", "--notrack"):
+        parser.add_argument(
+            option, action="append_const", dest="ignored", const=option, help=argparse.SUPPRESS
+        )
+    for option in ("--fs-license-file", "--bids-database-dir"):
+        parser.add_argument(option, help=argparse.SUPPRESS)
+
+
+def _describe_version() -> str:
+    from slimbrain_app.records import Contract
+
+    contract = Contract()
+    grid = " x ".join(str(edge) for edge in contract.shape)
+    return (
+        f"slimbrain {__version__} (model contract {contract.version}: {contract.frames} frames of "
+        f"{contract.frame_time} s, {grid} voxels of {contract.voxel_size:g} mm, {contract.space})"
+    )
+
+
+def make_settings(options: argparse.Namespace) -> tuple[ParticipantSettings, tuple[Notice, ...]]:
+    """Merge defaults, ``--config`` and the command line; notices come from the filter file."""
+    from slimbrain_app.settings import read_settings
+
+    given: dict[str, Any] = {}
+    for option, (*tables, key) in SETTINGS.items():
+        if (value := getattr(options, option)) is not None:
+            table = given
+            for name in tables:
+                table = table.setdefault(name, {})
+            table[key] = value
+    notices: tuple[Notice, ...] = ()
+    if options.bids_filter_file:
+        from slimbrain_app.bids.discover import read_filter_file
+
+        filters, notices = read_filter_file(options.bids_filter_file)
+        given.setdefault("select", {})["filters"] = filters
+    return read_settings(options.config, given), notices

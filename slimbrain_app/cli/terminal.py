@@ -1,0 +1,133 @@
+"""What is said on the terminal: the plan, progress, and one row for each run at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from slimbrain_app.records import Notice, RunStatus
+from slimbrain_app.workflow.plan import Plan
+
+VERBS = ("prepare", "rank", "encode", "write")
+STYLES = {"done": "green", "current": "dim", "refused": "bold red"}
+WORDS = {"done": "done", "current": "up to date", "refused": "refused"}
+
+
+class Terminal:
+    """Standard error for what happens, standard output for what has come of it.
+
+    Parameters
+    ----------
+    verbosity : int
+        -1 for the result only, 0 for progress, 1 for the log as well, 2 for its details.
+    """
+
+    def __init__(self, verbosity: int = 0) -> None:
+        self.quiet = verbosity < 0
+        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.results = Console(highlight=False, soft_wrap=True)
+        if verbosity > 0:
+            level = logging.DEBUG if verbosity > 1 else logging.INFO
+            logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.errors.print(escape(text))
+
+    def show_plan(self, plan: Plan, notices: Sequence[Notice]) -> None:
+        """Say what was found and what will be done with it."""
+        current = sum(len(participant.current) for participant in plan.participants)
+        refused = sum(len(participant.refused) for participant in plan.participants)
+        found = len(plan.todo) + current + refused
+        self.say(
+            f"{_count(found, 'run')} of {_count(len(plan.participants), 'participant')}: "
+            f"{len(plan.todo)} to do, {current} up to date, {refused} refused"
+        )
+        model = plan.provenance.model
+        trained = "" if model.trained else ", UNTRAINED: its embeddings mean nothing yet"
+        self.say(f"Model {model.name} ({model.sha256[:12]}{trained}) on {plan.device}")
+        for notice in (*notices, *plan.notices):
+            self.say(f"Note [{notice.code}]: {notice.message}")
+
+    def show_dry_run(self, plan: Plan) -> tuple[RunStatus, ...]:
+        """Print one line for each run, and return how they would end as far as can be told."""
+        statuses = []
+        for participant in plan.participants:
+            for run in participant.todo:
+                statuses.append(RunStatus(run=run.name, state="done"))
+                self.results.print(escape(f"would do      {run.name}: {run.relative(run.bold)}"))
+            for run in participant.current:
+                statuses.append(RunStatus(run=run.name, state="current"))
+                self.results.print(escape(f"would skip    {run.name}: up to date"))
+            for refusal in participant.refused:
+                statuses.append(RunStatus(run=refusal.run, state="refused", refusal=refusal))
+                self.results.print(
+                    escape(f"would refuse  {refusal.run}: {refusal.code}: {refusal.message}")
+                )
+        return tuple(statuses)
+
+    @contextmanager
+    def progress(self, plan: Plan) -> Iterator[Callable[[str, str], None]]:
+        """Yield the watcher of steps: a bar on a terminal, plain lines elsewhere."""
+        total = len(plan.todo) * len(VERBS)
+        if self.quiet or not total:
+            yield lambda *_: None
+        elif self.errors.is_terminal:
+            with _make_bar(self.errors) as bar:
+                task = bar.add_task("", total=total)
+                yield lambda run, verb: bar.update(task, advance=1, description=f"{run} {verb}")
+        else:
+            yield _PlainProgress(total, self.say)
+
+    def show_results(self, plan: Plan, statuses: Sequence[RunStatus]) -> None:
+        """Print the table of runs, then the messages of those that were refused."""
+        table = Table("run", "state", "reason", "seconds", box=None, pad_edge=False)
+        for status in statuses:
+            reason = status.refusal.code if status.refusal else _list_codes(status.notices)
+            seconds = f"{status.seconds:.1f}" if status.state == "done" else ""
+            state = f"[{STYLES[status.state]}]{WORDS[status.state]}[/]"
+            table.add_row(escape(status.run), state, escape(reason), seconds)
+        self.results.print(table)
+        for status in statuses:
+            if status.refusal:
+                self.errors.print(escape(f"{status.run} [{status.refusal.code}]"), end=" ")
+                self.errors.print(escape(status.refusal.message))
+        if statuses and all(status.state == "current" for status in statuses):
+            self.say("Nothing was done: every run is up to date. --overwrite always redoes them.")
+        self.say(f"Reports and tables: {plan.output}")
+
+
+class _PlainProgress:
+    """One line for each step that has ended."""
+
+    def __init__(self, total: int, say: Callable[[str], None]) -> None:
+        self.total, self.ended, self.say = total, 0, say
+
+    def __call__(self, run: str, verb: str) -> None:
+        self.ended += 1
+        self.say(f"[{self.ended}/{self.total}] {verb} {run}")
+
+
+def _make_bar(console: Console) -> Progress:
+    return Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _list_codes(notices: Sequence[Notice]) -> str:
+    return ", ".join(dict.fromkeys(notice.code for notice in notices))

@@ -1,0 +1,65 @@
+"""The graph: one chain of verbs for each run, one report for each participant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from nipype.interfaces.utility import Merge
+from nipype.pipeline import engine as pe
+from niworkflows.engine.workflows import LiterateWorkflow
+
+from slimbrain_app.records import Run
+from slimbrain_app.workflow.interfaces import Encode, Prepare, Rank, Report, Step, Write
+from slimbrain_app.workflow.plan import Participant
+from slimbrain_app.workflow.state import Call, RunState
+
+# Measured peaks in GB: a few volumes, the store in blocks, one window's activations.
+MEMORY = {Prepare: 1.0, Rank: 1.0, Encode: 2.0, Write: 0.8}
+SERIAL = (Write,)
+
+
+def build_graph(participants: Sequence[Participant], call: Call) -> LiterateWorkflow:
+    """Lay one sub-graph for each participant.
+
+    Its description is the methods text, which ``visit_desc`` gives back.
+    """
+    graph = LiterateWorkflow(name="slimbrain", base_dir=str(call.work))
+    graph.__desc__ = call.methods
+    for participant in participants:
+        graph.add_nodes([build_participant(participant, call)])
+    return graph
+
+
+def build_participant(participant: Participant, call: Call) -> pe.Workflow:
+    """Lay ``prepare``, ``rank``, ``encode``, ``write`` for each run, then their ``report``."""
+    graph = pe.Workflow(name=f"sub_{participant.label}")
+    report = _make_node(Report(participant=participant, call=call), "report")
+    if not participant.todo:
+        graph.add_nodes([report])
+        return graph
+    merge = pe.Node(Merge(len(participant.todo)), name="merge", run_without_submitting=True)
+    graph.connect(merge, "out", report, "states")
+    for number, run in enumerate(participant.todo, start=1):
+        steps = [_make_step(kind, run, number, call) for kind in MEMORY]
+        steps[0].inputs.state = RunState(run=run)
+        for before, after in pairwise(steps):
+            graph.connect(before, "state", after, "state")
+        graph.connect(steps[-1], "state", merge, f"in{number}")
+    return graph
+
+
+def _make_step(kind: type[Step], run: Run, number: int, call: Call) -> pe.Node:
+    label = "".join(letter if letter.isalnum() else "_" for letter in run.name)
+    verb = kind.__name__.lower()
+    node = _make_node(kind(call=call), f"{verb}_{number}_{label}")
+    node.verb, node.run_name = verb, run.name
+    node.n_procs = 1 if kind in SERIAL else call.threads
+    node.mem_gb = MEMORY[kind]
+    return node
+
+
+def _make_node(interface: Any, name: str) -> pe.Node:
+    # A node's hash knows nothing of an input file's content, so nothing is ever taken from before.
+    return pe.Node(interface, name=name, overwrite=True)

@@ -1,0 +1,243 @@
+"""The participant level: carrying out a plan with Nipype."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from slimbrain_app.bids.dataset import open_output
+from slimbrain_app.bids.outputs import is_current
+from slimbrain_app.bids.status import (
+    has_status,
+    join_status,
+    read_status,
+    remove_status,
+)
+from slimbrain_app.errors import RunRefused
+from slimbrain_app.files import lock, remove_leftovers, write_text
+from slimbrain_app.records import Refusal, Run, RunStatus
+from slimbrain_app.report.methods import describe_methods
+from slimbrain_app.settings import write_settings
+from slimbrain_app.workflow.plan import Participant, Plan
+from slimbrain_app.workflow.reporting import report_participant
+from slimbrain_app.workflow.resources import Limits, find_limits
+from slimbrain_app.workflow.state import Call
+
+# Called with a run's name and a verb whenever that step of it has ended.
+Watch = Callable[[str, str], None]
+
+LOGGER = logging.getLogger("slimbrain")
+# Nipype's default of 2 s makes a graph of short nodes wait most of its time.
+POLL_SECONDS = 0.05
+
+
+def carry_out(
+    plan: Plan, work_dir: Path | None, command: Sequence[str], watch: Watch
+) -> tuple[RunStatus, ...]:
+    """Do what is planned, and return how every run that was found has ended.
+
+    Parameters
+    ----------
+    work_dir : Path or None
+        Where intermediate files go; a temporary folder if None.
+    command : sequence of str
+        The command line, for the log and the report.
+    """
+    open_output(plan.output, plan.dataset)
+    with ExitStack() as stack:
+        free = [p for p in plan.participants if _take(p, plan.output, stack)]
+        locked = [p for p in plan.participants if p not in free]
+        untold = [p for p in free if not _is_told(p, plan.output)]
+        if untold:
+            _work_on(untold, plan, work_dir, command, watch)
+        if not plan.provenance.settings.select.participants:
+            join_status(plan.output)
+    told = [status for p in free for status in read_status(plan.output, p.label)]
+    return (*told, *(status for p in locked for status in _list_locked(p)))
+
+
+def _take(participant: Participant, output: Path, stack: ExitStack) -> bool:
+    """Lock a participant until the stack closes, and clear up after killed processes."""
+    try:
+        stack.enter_context(lock(_place_lock(participant, output), participant.label))
+    except RunRefused:
+        return False
+    for folder in (output / f"sub-{participant.label}").glob("**/"):
+        remove_leftovers(folder)
+    return True
+
+
+def _place_lock(participant: Participant, output: Path) -> Path:
+    return output / "logs" / f"sub-{participant.label}.lock"
+
+
+def _list_locked(participant: Participant) -> Iterator[RunStatus]:
+    for run in participant.todo:
+        refusal = Refusal(
+            run=run.name,
+            code="locked",
+            file=run.relative(run.bold),
+            expected="to be alone on this participant",
+            found="another process at work on it",
+            advice="wait for it, then start again",
+        )
+        yield RunStatus(run=run.name, state="refused", refusal=refusal)
+
+
+def _is_told(participant: Participant, output: Path) -> bool:
+    """Whether nothing is to be done and the participant's report says all that is known now."""
+    told = {status.run: status.refusal for status in read_status(output, participant.label)}
+    known: dict[str, Refusal | None] = {run.name: None for run in participant.current}
+    known |= {refusal.run: refusal for refusal in participant.refused}
+    page = output / f"sub-{participant.label}.html"
+    return not participant.todo and told == known and page.exists()
+
+
+def _work_on(
+    participants: Sequence[Participant],
+    plan: Plan,
+    work_dir: Path | None,
+    command: Sequence[str],
+    watch: Watch,
+) -> None:
+    limits = find_limits(plan.provenance.settings.compute)
+    for participant in participants:
+        remove_status(plan.output, participant.label)
+    logs = _open_logs(plan, command)
+    with _log_to(logs / "slimbrain.log"), _work_folder(work_dir, logs) as work:
+        call = _make_call(plan, limits, command, logs, work)
+        _run_graph(participants, call, limits, watch)
+        for participant in participants:
+            _settle(participant, call)
+
+
+def _open_logs(plan: Plan, command: Sequence[str]) -> Path:
+    """Open the folder of this call below ``logs/`` and write what it starts from."""
+    logs = plan.output / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}_{uuid.uuid4().hex[:8]}"
+    write_text(logs / "slimbrain.toml", write_settings(plan.provenance.settings))
+    write_text(logs / "command.txt", shlex.join(command) + "\n")
+    return logs
+
+
+def _make_call(plan: Plan, limits: Limits, command: Sequence[str], logs: Path, work: Path) -> Call:
+    provenance = plan.provenance
+    return Call(
+        dataset=plan.dataset,
+        output=plan.output,
+        logs=logs,
+        work=work,
+        package=plan.package,
+        device=plan.device,
+        threads=limits.threads,
+        provenance=provenance,
+        command=tuple(command),
+        methods=describe_methods(provenance.settings, provenance.model, provenance.software),
+    )
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _work_folder(work_dir: Path | None, logs: Path) -> Iterator[Path]:
+    """Yield a folder of this call's own; it stays only if one of our faults left a crash file."""
+    if work_dir:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="slimbrain_", dir=work_dir))
+    try:
+        yield folder
+    finally:
+        if any(logs.glob("crash-*")):
+            LOGGER.warning("the work folder is kept for inspection: %s", folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_graph(
+    participants: Sequence[Participant], call: Call, limits: Limits, watch: Watch
+) -> None:
+    _configure_nipype(call)
+    from slimbrain_app.workflow.graph import build_graph
+
+    graph = build_graph(participants, call)
+    write_text(call.output / "logs" / "CITATION.md", graph.visit_desc())
+
+    def follow(node: Any, event: str) -> None:
+        if event == "end" and hasattr(node, "run_name"):
+            watch(node.run_name, node.verb)
+
+    arguments: dict[str, Any] = {"status_callback": follow}
+    if limits.processes == 1:
+        graph.run(plugin="Linear", plugin_args=arguments)
+        return
+    arguments |= {
+        "n_procs": limits.processes,
+        "memory_gb": limits.memory_gb,
+        "raise_insufficient": False,
+        "mp_context": "spawn",
+    }
+    graph.run(plugin="MultiProc", plugin_args=arguments)
+
+
+def _configure_nipype(call: Call) -> None:
+    from nipype import config
+    from nipype import logging as nipype_logging
+
+    config.update_config(
+        {
+            "execution": {
+                "poll_sleep_duration": str(POLL_SECONDS),
+                "crashdump_dir": str(call.logs),
+                "crashfile_format": "txt",
+                "stop_on_first_crash": str(call.provenance.settings.compute.stop_on_first_crash),
+                "check_version": "false",
+                "remove_unnecessary_outputs": "false",
+            },
+            "logging": {"workflow_level": "WARNING", "interface_level": "WARNING"},
+        }
+    )
+    nipype_logging.update_logging(config)
+
+
+def _settle(participant: Participant, call: Call) -> None:
+    """Report a participant whose own report node was never reached: a process was lost."""
+    if has_status(call.output, participant.label):
+        return
+    done = tuple(run for run in participant.todo if is_current(call.output, run, call.provenance))
+    lost = tuple(_refuse_lost(run) for run in participant.todo if run not in done)
+    settled = replace(
+        participant,
+        todo=(),
+        current=(*participant.current, *done),
+        refused=(*participant.refused, *lost),
+    )
+    report_participant(settled, call, [])
+
+
+def _refuse_lost(run: Run) -> Refusal:
+    return Refusal(
+        run=run.name,
+        code="worker-killed",
+        file=run.relative(run.bold),
+        expected="its process to live to the end",
+        found="that it was killed, for want of memory most likely",
+        advice="start again with a lower --nprocs, or with more memory",
+    )

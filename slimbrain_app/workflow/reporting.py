@@ -1,0 +1,130 @@
+"""A participant's page and status file, from what this call did and what earlier ones left."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slimbrain_app.bids.outputs import name_output, read_facts
+from slimbrain_app.bids.status import write_status
+from slimbrain_app.prepare.store import mask_image, mean_image
+from slimbrain_app.records import Notice, RepetitionTime, Run, RunStatus, Window
+from slimbrain_app.report import ReportContext, ReportedRun, write_report
+from slimbrain_app.workflow.plan import Participant
+from slimbrain_app.workflow.state import Call, RunState
+
+
+def report_participant(participant: Participant, call: Call, states: Sequence[RunState]) -> None:
+    """Write ``sub-<label>.html`` and the status file; the prepared runs are let go.
+
+    Parameters
+    ----------
+    states : sequence of RunState
+        Runs of this call. Those done before are read from their outputs.
+    """
+    done = [state for state in states if state.refusal is None]
+    refused = [state.refusal for state in states if state.refusal is not None]
+    reported = [_report_done(state) for state in done]
+    reported += [_report_current(run, call) for run in participant.current]
+    write_report(
+        call.output / f"sub-{participant.label}.html",
+        f"sub-{participant.label}",
+        sorted(reported, key=lambda run: run.name),
+        (*refused, *participant.refused),
+        _describe_context(call),
+    )
+    for state in states:
+        if state.prepared is not None:
+            shutil.rmtree(state.prepared.folder, ignore_errors=True)
+    statuses = [state.summarise() for state in states]
+    statuses += [_summarise_current(run, call) for run in participant.current]
+    statuses += [
+        RunStatus(run=refusal.run, state="refused", refusal=refusal)
+        for refusal in participant.refused
+    ]
+    write_status(call.output, participant.label, statuses)
+
+
+def _report_done(state: RunState) -> ReportedRun:
+    assert state.prepared and state.ranked and state.embedding
+    return ReportedRun.of(
+        state.run,
+        state.prepared,
+        state.ranked,
+        state.embedding,
+        mean_image=mean_image(state.prepared),
+        mask=mask_image(state.prepared),
+    )
+
+
+def _report_current(run: Run, call: Call) -> ReportedRun:
+    contract = call.package.contract
+    facts = read_facts(call.output, run, contract)
+    windows = _read_table(call, name_output(run, contract, "windows", ".tsv"))
+    mean = _read_table(call, name_output(run, contract, "embeddings", ".tsv", stat="mean"))
+    return ReportedRun(
+        name=run.name,
+        source=run.relative(run.bold),
+        space=facts["Ladder"]["Space"],
+        rung=facts["Ladder"]["Rung"],
+        interpolations=facts["Ladder"]["Interpolations"],
+        repetition_time=RepetitionTime(
+            seconds=facts["RepetitionTime"], origin=facts["RepetitionTimeOrigin"]
+        ),
+        volumes=facts["Volumes"],
+        voxels=facts["Voxels"],
+        dummy_scans=facts["DummyScans"],
+        coverage=facts["Coverage"],
+        constant_voxels=facts["ConstantVoxels"],
+        clipped_values=facts["ClippedValues"],
+        replaced_values=facts["ReplacedValues"],
+        displacement=None,
+        windows=tuple(_restore_window(row, facts) for row in windows.to_dict("records")),
+        method=facts["RankingMethod"],
+        embedding=mean.to_numpy(np.float32)[0],
+        views=None,
+        notices=_list_notices(facts),
+        checksums=tuple((uri, known["SHA256"]) for uri, known in facts["InputChecksums"].items()),
+        mean_image=None,
+        mask=None,
+        done_before=True,
+    )
+
+
+def _read_table(call: Call, name: str) -> pd.DataFrame:
+    return pd.read_csv(call.output / name, sep="\t", na_values="n/a")
+
+
+def _restore_window(row: Any, facts: Any) -> Window:
+    offset = facts["DummyScans"] * facts["RepetitionTime"]
+    frame_time = facts["Model"]["Contract"]["frame_time"]
+    return Window(start=round((row["onset"] - offset) / frame_time), **row)
+
+
+def _list_notices(facts: Any) -> tuple[Notice, ...]:
+    return tuple(Notice(**notice) for notice in facts["Warnings"])
+
+
+def _summarise_current(run: Run, call: Call) -> RunStatus:
+    facts = read_facts(call.output, run, call.package.contract)
+    return RunStatus(
+        run=run.name,
+        state="current",
+        outputs=tuple(facts["Outputs"]),
+        notices=_list_notices(facts),
+    )
+
+
+def _describe_context(call: Call) -> ReportContext:
+    return ReportContext(
+        settings=call.provenance.settings,
+        model=call.provenance.model,
+        device=call.device,
+        software=call.provenance.software,
+        command=call.command,
+        methods=call.methods,
+    )

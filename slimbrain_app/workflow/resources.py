@@ -1,0 +1,68 @@
+"""What the job may use: the limits of its cgroup or Slurm allocation, not those of the host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimbrain_app.settings import Compute
+
+CGROUP = Path("/sys/fs/cgroup")
+MAX_THREADS = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Processes at once, threads in each, and memory (GB) for all of them."""
+
+    processes: int
+    threads: int
+    memory_gb: float
+
+
+def find_limits(
+    asked: Compute, environment: Mapping[str, str] = os.environ, cgroup: Path = CGROUP
+) -> Limits:
+    """Return the limits asked for, and the job's own for those that were not."""
+    processes = asked.nprocs or count_processors(environment, cgroup)
+    return Limits(
+        processes=processes,
+        threads=asked.omp_nthreads or min(processes, MAX_THREADS),
+        memory_gb=asked.mem_gb or measure_memory(environment, cgroup),
+    )
+
+
+def count_processors(environment: Mapping[str, str], cgroup: Path) -> int:
+    """Return the fewest of: the process's own processors, the cgroup's quota, Slurm's share."""
+    counts = [len(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else []
+    counts.append(os.cpu_count() or 1)
+    if (slurm := environment.get("SLURM_CPUS_PER_TASK", "")).isdecimal():
+        counts.append(int(slurm))
+    match _read_words(cgroup / "cpu.max"):
+        case [quota, period] if quota.isdecimal():
+            counts.append(int(quota) // int(period))
+    quota, period = (_read_words(cgroup / f"cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+    if quota and period and quota[0].isdecimal():
+        counts.append(int(quota[0]) // int(period[0]))
+    return max(1, min(counts))
+
+
+def measure_memory(environment: Mapping[str, str], cgroup: Path) -> float:
+    """Return the least of: the host's memory, the cgroup's limit, Slurm's share, in GB."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if (slurm := environment.get("SLURM_MEM_PER_NODE", "")).isdecimal():
+        sizes.append(int(slurm) * 2**20)
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        match _read_words(cgroup / name):
+            case [size] if size.isdecimal():
+                sizes.append(int(size))
+    return min(sizes) / 1e9
+
+
+def _read_words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []  # Another generation of cgroups, or none: no limit from here.
