@@ -1,0 +1,1 @@
+"""fMRIPrep-like datasets of people who don't exist."""
