@@ -1,0 +1,1 @@
+"""The report of a participant: one HTML page, made from records."""

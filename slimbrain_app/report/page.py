@@ -1,0 +1,179 @@
+"""One self-contained HTML page per participant."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from slimbrain_app.errors import REASONS
+from slimbrain_app.files import write_text
+from slimbrain_app.records import Refusal
+from slimbrain_app.report.contents import ReportContext, ReportedRun
+from slimbrain_app.settings import write_settings
+
+# Mail servers stop at 5 MB; a megabyte is left for the text.
+INLINE_BYTES = 4_000_000
+
+RUNGS = {
+    0: "already in the model's space",
+    1: "from native space, by the participant's own transforms",
+    2: "from T1w space, by the participant's own transform",
+    3: "from another template, by the participant's own transforms",
+    4: "from another template, by TemplateFlow's transform",
+}
+ORIGINS = {
+    "command line": "stated on the command line",
+    "sidecar": "from the file's own sidecar",
+    "inherited sidecar": "from an inherited sidecar",
+    "other grid": "from the sidecar of another grid of the run",
+    "raw": "from the raw dataset",
+    "header": "from the NIfTI header",
+}
+
+_PART = r"[^\s/'\"<>|,;()\[\]]"
+_ABSOLUTE_PATH = re.compile(rf"(?:file:/+|(?<![\w.:/…-])/)(?:{_PART}+/)*({_PART}+)/?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawing:
+    """A figure of a run: its file below the output folder, and its SVG if it is inlined."""
+
+    kind: str
+    file: str
+    svg: str | None
+
+
+def write_report(
+    path: Path,
+    participant: str,
+    runs: Sequence[ReportedRun],
+    refused: Sequence[Refusal],
+    context: ReportContext,
+) -> None:
+    """Write a participant's page to ``path``, and its figures to ``sub-<participant>/figures/``.
+
+    The figures stand in the page as well, so that it can be mailed; where it would become too
+    long for that, the last runs' figures are linked. The page tells no folder of this machine.
+
+    Raises
+    ------
+    CallRefused
+        ``not-writable`` or ``disk-full``.
+    """
+    output = path.parent
+    folder = Path(f"sub-{participant}") / "figures"
+    drawings = {run.name: list(_draw_run(run, context, output, folder)) for run in runs}
+    page = render_page(participant, runs, refused, context, _fit_in(drawings))
+    write_text(path, page)
+
+
+def render_page(
+    participant: str,
+    runs: Sequence[ReportedRun],
+    refused: Sequence[Refusal],
+    context: ReportContext,
+    drawings: Mapping[str, Sequence[Drawing]],
+) -> str:
+    """Return the page's HTML; ``drawings`` are by run name."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("slimbrain_app", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=hide_paths,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("participant.html.jinja").render(
+        participant=participant,
+        runs=runs,
+        refused=_by_code(refused),
+        refusals=refused,
+        context=context,
+        command=shlex.join(context.command),
+        settings=write_settings(context.settings),
+        drawings=drawings,
+        reasons=REASONS,
+        rungs=RUNGS,
+        origins=ORIGINS,
+    )
+
+
+def hide_paths(value: Any) -> Any:
+    """Shorten absolute paths in a text to their last part; other values stay as they are.
+
+    >>> hide_paths("no file /home/jane/data/sub-01_bold.nii.gz")
+    'no file …/sub-01_bold.nii.gz'
+    """
+    from markupsafe import Markup
+
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _ABSOLUTE_PATH.sub(r"…/\1", value)
+
+
+def _draw_run(
+    run: ReportedRun, context: ReportContext, output: Path, folder: Path
+) -> Iterator[Drawing]:
+    for kind, draw in _painters(run, context).items():
+        file = folder / f"{run.name}_desc-slimbrain_{kind}.svg"
+        if not (run.done_before and (output / file).exists()):
+            svg = draw()
+            if svg is None:
+                continue
+            write_text(output / file, svg + "\n")
+        text = (output / file).read_text(encoding="utf-8")
+        yield Drawing(kind=kind, file=file.as_posix(), svg=text)
+
+
+def _painters(run: ReportedRun, context: ReportContext) -> dict[str, Callable[[], str | None]]:
+    from slimbrain_app.prepare.grid import template_brain
+    from slimbrain_app.report.figures import draw_coverage, draw_embedding, draw_windows
+
+    def coverage() -> str | None:
+        if run.mean_image is None or run.mask is None:
+            return None
+        contract = context.model.contract
+        return draw_coverage(
+            f"{run.name}_coverage", run.mean_image, run.mask, template_brain(), contract
+        )
+
+    def windows() -> str:
+        return draw_windows(
+            f"{run.name}_windows",
+            run.windows,
+            run.displacement,
+            tr=run.tr,
+            dummy_scans=run.dummy_scans,
+            threshold=context.settings.rank.fd_threshold,
+        )
+
+    def embedding() -> str:
+        return draw_embedding(f"{run.name}_embedding", run.embedding, run.views)
+
+    return {"coverage": coverage, "windows": windows, "embedding": embedding}
+
+
+def _fit_in(drawings: Mapping[str, Iterable[Drawing]]) -> dict[str, list[Drawing]]:
+    room = INLINE_BYTES
+    fitted = defaultdict(list)
+    for name, several in drawings.items():
+        for drawing in several:
+            size = len(drawing.svg or "")
+            inline = size <= room
+            room -= size if inline else 0
+            fitted[name].append(drawing if inline else replace(drawing, svg=None))
+    return fitted
+
+
+def _by_code(refused: Iterable[Refusal]) -> dict[str, list[Refusal]]:
+    groups = defaultdict(list)
+    for refusal in refused:
+        groups[refusal.code].append(refusal)
+    return dict(groups)

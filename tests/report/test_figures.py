@@ -1,0 +1,170 @@
+"""What the figures show, checked against what was planted."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from slimbrain_app.records import Contract, Window
+from slimbrain_app.report.figures import (
+    TILES,
+    cosine_similarity,
+    cut_places,
+    cut_plane,
+    draw_coverage,
+    draw_embedding,
+    draw_windows,
+)
+
+
+def _image_of(svg: str) -> NDArray[np.uint8]:
+    data = re.search(r'base64,([^"]*)"', svg)
+    assert data
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data[1]))).convert("L"))
+
+
+def _texts_of(svg: str) -> dict[str, list[tuple[float, float]]]:
+    """Return the places of each text, in the figure's points, x to the right and y down."""
+    places: dict[str, list[tuple[float, float]]] = {}
+    for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"):
+        style = element.get("style", "") + element.get("transform", "")
+        x, y = element.get("x"), element.get("y")
+        moved = re.search(r"translate\(([-\d.]+) ([-\d.]+)\)", style)
+        place = (float(x), float(y)) if x and y else (float(moved[1]), float(moved[2]))  # type: ignore[index]
+        places.setdefault("".join(element.itertext()), []).append(place)
+    return places
+
+
+def _blob_at(contract: Contract, millimetres: tuple[float, float, float]) -> NDArray[np.float32]:
+    place = (np.array(millimetres) - contract.origin) / contract.voxel_size
+    coordinates = np.indices(contract.shape).T - place[::1]
+    distance = np.linalg.norm(coordinates, axis=-1).T
+    return np.where(distance < 6, 900, 0).astype(np.float32)
+
+
+@pytest.mark.parametrize(("millimetres", "side"), [(-30.5, "L"), (30.5, "R")])
+def test_blob_is_drawn_under_the_label_of_its_side(
+    template: NDArray[np.bool_], millimetres: float, side: str
+) -> None:
+    contract = Contract()
+    blob = _blob_at(contract, (millimetres, -16.5, 23.5))
+    svg = draw_coverage("blob", blob, template, template, contract)
+    image, texts = _image_of(svg), _texts_of(svg)
+    assert texts["L"][0][0] < texts["R"][0][0]
+    size = contract.shape[0]
+    for row, (_, height) in enumerate(texts["L"]):
+        middle = round(height) // (size + 9)
+        assert middle == row
+        band = image[middle * (size + 9) :][:size]
+        halves = band.reshape(size, TILES, 2, size // 2).sum(axis=(0, 1, 3), dtype=float)
+        assert ("L", "R")[int(halves.argmax())] == side
+        assert halves.min() == 0
+
+
+def test_sagittal_slices_name_the_hemisphere(template: NDArray[np.bool_]) -> None:
+    contract = Contract()
+    blob = _blob_at(contract, (-36.5, -16.5, 3.5))
+    svg = draw_coverage("blob", blob, template, template, contract)
+    image, size = _image_of(svg), contract.shape[0]
+    row = image[2 * (size + 9) :][:size].reshape(size, TILES, size)
+    column = int(row.sum(axis=(0, 2), dtype=float).argmax())
+    named = {
+        round(place[0]) // size: text
+        for text, places in _texts_of(svg).items()
+        for place in places
+        if text.startswith("x")
+    }
+    assert named[column] == "x = \N{MINUS SIGN}36.5 L"
+
+
+def test_anterior_and_superior_are_drawn_where_they_are_labelled() -> None:
+    contract = Contract()
+    front_top = _blob_at(contract, (0.5, 40.5, 50.5))
+    place = np.argwhere(front_top).mean(axis=0).round().astype(int)
+    axial, sagittal = cut_plane(front_top, 2, place[2]), cut_plane(front_top, 0, place[0])
+    assert np.argwhere(axial).mean(axis=0)[0] < 48  # anterior is up
+    assert np.argwhere(sagittal).mean(axis=0)[0] < 48  # superior is up
+    assert np.argwhere(sagittal).mean(axis=0)[1] > 48  # anterior is on the right
+
+
+def test_cuts_lie_inside_the_brain(template: NDArray[np.bool_]) -> None:
+    for axis in range(3):
+        assert all(template.take(place, axis=axis).any() for place in cut_places(template, axis))
+
+
+def test_empty_image_is_drawn_black(template: NDArray[np.bool_]) -> None:
+    empty = np.zeros(template.shape, np.float32)
+    svg = draw_coverage("empty", empty, np.zeros_like(template), template, Contract())
+    assert _image_of(svg).max() == 0
+
+
+def _draw_windows(
+    windows: tuple[Window, ...], displacement: tuple[float, ...] | None, threshold: float = 0.5
+) -> str:
+    return draw_windows(
+        "windows", windows, displacement, tr=2.0, dummy_scans=4, threshold=threshold
+    )
+
+
+def test_every_selected_window_shows_its_rank(
+    windows: tuple[Window, ...], displacement: tuple[float, ...]
+) -> None:
+    texts = _texts_of(_draw_windows(windows, displacement))
+    by_rank = {window.rank: window for window in windows if window.selected}
+    centres = [texts[str(rank)][-1][0] for rank in sorted(by_rank)]
+    onsets = [by_rank[rank].onset for rank in sorted(by_rank)]
+    assert np.corrcoef(centres, onsets)[0, 1] == pytest.approx(1, abs=1e-3)
+
+
+def test_motion_and_saliency_share_the_time_axis(windows: tuple[Window, ...]) -> None:
+    """A jolt in the middle of a selected window is drawn in the middle of its shade."""
+    chosen = next(window for window in windows if window.rank == 1)
+    alone = tuple(replace(window, selected=window.rank == 1) for window in windows)
+    jolt = round((chosen.onset + chosen.duration / 2) / 2.0) - 4
+    displacement = tuple(3.0 if place == jolt else 0.1 for place in range(240))
+    svg = _draw_windows(alone, displacement)
+    shade = re.search(r'd="M ([\d.]+) [\d.]+ ([\d.]+)[^"]*"[^>]*fill: #0072b2; opacity: 0.14', svg)
+    cross = re.search(r'<use xlink:href="#\w+" x="([\d.]+)"[^>]*style="fill: #d55e00', svg)
+    assert shade and cross
+    assert float(cross[1]) == pytest.approx((float(shade[1]) + float(shade[2])) / 2, abs=2)
+
+
+def test_crosses_mark_exactly_the_volumes_above_the_threshold(
+    windows: tuple[Window, ...], displacement: tuple[float, ...]
+) -> None:
+    svg = _draw_windows(windows, displacement)
+    crosses = re.findall(r'<use xlink:href="#\w+" x="[\d.]+"[^>]*style="fill: #d55e00', svg)
+    assert len(crosses) == sum(value > 0.5 for value in displacement)
+
+
+def test_unknown_motion_has_no_panel(windows: tuple[Window, ...]) -> None:
+    texts = " ".join(_texts_of(_draw_windows(windows, None)))
+    assert "saliency" in texts
+    assert "displacement" not in texts
+
+
+def test_threshold_of_zero_marks_nothing(
+    windows: tuple[Window, ...], displacement: tuple[float, ...]
+) -> None:
+    assert "#d55e00" not in _draw_windows(windows, displacement, threshold=0)
+
+
+def test_similarity_is_the_cosine() -> None:
+    views = np.array([[3, 4], [4, -3], [6, 8], [0, 0]], np.float32)
+    expected = [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+    assert np.allclose(cosine_similarity(views), expected)
+
+
+@pytest.mark.parametrize("views", [None, 1, 2, 40])
+def test_embedding_is_drawn_with_any_number_of_views(views: int | None) -> None:
+    rows = None if views is None else np.ones((views, 8), np.float32)
+    svg = draw_embedding("embedding", np.ones(8, np.float32), rows)
+    assert ("cosine" in svg) == (views is not None and views > 1)

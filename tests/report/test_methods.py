@@ -1,0 +1,66 @@
+"""The methods text follows the settings that ran."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from slimbrain_app.records import ModelIdentity
+from slimbrain_app.report.methods import describe_methods
+from slimbrain_app.settings import Encode, ParticipantSettings, Prepare, Rank
+
+SOFTWARE = {"SlimBrain": "0.1.0", "nibabel": "5.4.2", "nipype": "1.10.0"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (ParticipantSettings(seed=7), "seed was 7"),
+        (ParticipantSettings(rank=Rank(windows=3)), "Up to 3 windows"),
+        (ParticipantSettings(rank=Rank(windows="all")), "All windows"),
+        (ParticipantSettings(rank=Rank(mode="uniform")), "ranking mode 'uniform'"),
+        (ParticipantSettings(rank=Rank(fd_threshold=0.25)), "over 0.25 mm"),
+        (ParticipantSettings(prepare=Prepare(dummy_scans=5)), "first 5 volumes"),
+        (ParticipantSettings(encode=Encode(views=3)), "at 3 slightly shifted onsets"),
+    ],
+)
+def test_text_follows_the_settings(
+    settings: ParticipantSettings, words: str, model: ModelIdentity
+) -> None:
+    assert words in describe_methods(settings, model, SOFTWARE)
+    assert words not in describe_methods(ParticipantSettings(), model, SOFTWARE)
+
+
+def test_text_names_model_and_versions(model: ModelIdentity) -> None:
+    text = describe_methods(ParticipantSettings(), model, SOFTWARE)
+    for words in ("'tiny'", model.sha256[:12], "SlimBrain 0.1.0", "nibabel 5.4.2", "Nipype 1.10.0"):
+        assert words in text
+
+
+def test_untrained_weights_are_named_so(model: ModelIdentity) -> None:
+    settings = ParticipantSettings()
+    assert "untrained" in describe_methods(settings, model, SOFTWARE)
+    assert "untrained" not in describe_methods(settings, replace(model, trained=True), SOFTWARE)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.0])
+def test_every_citation_has_its_reference_and_none_is_left_over(
+    threshold: float, model: ModelIdentity
+) -> None:
+    settings = ParticipantSettings(rank=Rank(fd_threshold=threshold))
+    text, references = describe_methods(settings, model, SOFTWARE).split("## References")
+    lines = [line[2:] for line in references.splitlines() if line.startswith("- ")]
+    for line in lines:
+        year = re.search(r"\((\d{4})\)", line)
+        assert f"{line.split()[0]} et al.{f', {year[1]}' if year else ''})" in text
+    assert len(lines) == text.count("et al.")
+
+
+def test_text_tells_the_models_own_contract(model: ModelIdentity) -> None:
+    contract = replace(model.contract, frame_time=2.0, frames=20, channels=("global", "voxel"))
+    text = describe_methods(ParticipantSettings(), replace(model, contract=contract), SOFTWARE)
+    assert "20 frames (40 s)" in text
+    assert "every 2 s" in text
+    assert "the whole brain's and, as a second channel, each voxel's own" in text
