@@ -102,7 +102,8 @@ class Encoder(nn.Module):
         self.pos_embed_spatial = nn.Parameter(torch.zeros(1, places, sizes.width))
         self.pos_embed_temporal = nn.Parameter(torch.zeros(1, sizes.grid[0], sizes.width))
         self.patch_embed = PatchEmbedding(sizes)
-        self.blocks = nn.ModuleList(_blocks(sizes))
+        with torch.random.fork_rng(devices=()):  # Layers draw weights of their own, unasked.
+            self.blocks = nn.ModuleList(_blocks(sizes))
         self.encoder_norm = nn.LayerNorm(sizes.embedding_width, eps=_EPSILON)
         self._draw_weights(seed)
 

@@ -1,0 +1,211 @@
+"""Windows of a run -> embeddings.
+
+On a CPU the result does not depend on what else is embedded, nor in which order: each pass has
+the same shape, because the rounding of a float32 product depends on the shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slimbrain_app.errors import CallRefused, RunRefused
+from slimbrain_app.records import Contract, Embedding, PreparedRun, RankedRun
+from slimbrain_app.settings import Encode
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from slimbrain_app.model.encoder import Encoder
+    from slimbrain_app.model.packages import Package
+
+# Frames to either side of a window's start: half the stride between windows.
+REACH = 10
+# Views per pass. On a CPU more would only cost memory.
+BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One input of the encoder: its window's place among all, its first frame, its onset (s)."""
+
+    window: int
+    start: float
+    onset: float
+
+
+def embed_run(
+    prepared: PreparedRun,
+    ranked: RankedRun,
+    package: Package,
+    settings: Encode,
+    device: str,
+) -> Embedding:
+    """Embed the selected windows of a run.
+
+    Parameters
+    ----------
+    prepared : PreparedRun
+    ranked : RankedRun
+    package : Package
+    settings : Encode
+    device : str
+        As `choose_device` returns it.
+
+    Raises
+    ------
+    RunRefused
+        ``out-of-memory`` on a GPU that is too small or too full.
+    """
+    from slimbrain_app.model.packages import load_encoder
+    from slimbrain_app.prepare.store import count_frames
+
+    frames = count_frames(prepared, package.contract.frame_time)
+    views = list_views(ranked, settings.views, frames, package.contract)
+    encoder = load_encoder(package, device)
+    rows = np.concatenate(list(_encode(prepared, package.contract, encoder, views, device)))
+    return Embedding(
+        views=rows,
+        windows=tuple(view.window for view in views),
+        onsets=tuple(view.onset for view in views),
+        mean=rows.mean(axis=0, dtype=np.float64).astype(np.float32),
+        device=device,
+    )
+
+
+def list_views(
+    ranked: RankedRun, per_window: int, frames: int, contract: Contract
+) -> tuple[View, ...]:
+    """Return the views of the selected windows, best window first, its views in time.
+
+    One view per window is the window itself. More are spread evenly over half a stride to either
+    side of its start, as far as that lies in the run.
+
+    Parameters
+    ----------
+    ranked : RankedRun
+    per_window : int
+    frames : int
+        Frames of the run at model time.
+    contract : Contract
+    """
+    views = []
+    for window in ranked.selected:
+        place = ranked.windows.index(window)
+        for start in _spread(window.start, per_window, frames - contract.frames):
+            onset = window.onset + (start - window.start) * contract.frame_time
+            views.append(View(place, start, onset))
+    return tuple(views)
+
+
+def choose_device(name: str) -> str:
+    """Return the device to compute on: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Parameters
+    ----------
+    name : str
+        One of these, or ``auto`` for the fastest at hand.
+
+    Raises
+    ------
+    CallRefused
+        ``usage`` for another name; ``device-missing`` if the device is not there.
+    """
+    import torch
+
+    at_hand = {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
+    if name == "auto":
+        return next(kind for kind, count in at_hand.items() if count)
+    kind, _, number = name.partition(":")
+    if kind not in at_hand or not (number.isdecimal() or name == kind):
+        raise CallRefused(
+            "usage",
+            expected="a device: auto, cpu, cuda, cuda:N or mps",
+            found=name,
+            advice="choose one of them",
+        )
+    if int(number or 0) >= at_hand[kind]:
+        raise CallRefused(
+            "device-missing",
+            expected=f"the device {name}",
+            found=f"{at_hand[kind]} of the kind {kind}",
+            advice=(
+                "in a container, pass the GPU on: apptainer run --nv or docker run --gpus all; "
+                "else use --device cpu"
+            ),
+        )
+    return name
+
+
+def _spread(start: int, count: int, last: int) -> list[float]:
+    if count == 1:
+        return [float(start)]
+    starts = np.linspace(max(start - REACH, 0), min(start + REACH, last), count)
+    return [float(start) for start in starts]
+
+
+def _encode(
+    prepared: PreparedRun,
+    contract: Contract,
+    encoder: Encoder,
+    views: tuple[View, ...],
+    device: str,
+) -> Iterator[NDArray[np.float32]]:
+    """Yield embeddings batch by batch, each computed in the same shape."""
+    import torch
+
+    from slimbrain_app.model.tokens import build_table, gather_patches, keep_brain
+    from slimbrain_app.prepare.store import mask_image
+
+    size = 1 if device == "cpu" else BATCH
+    kept = keep_brain(torch.from_numpy(mask_image(prepared)), encoder.sizes)
+    single = build_table(kept, encoder.sizes).to(device)
+    table = build_table(kept.expand(size, *kept.shape), encoder.sizes).to(device)
+    voxels = torch.from_numpy(np.load(prepared.folder / "voxels.npy")).to(device)
+
+    def read(view: View) -> Tensor:
+        frames = _read_view(prepared, contract, view)
+        return gather_patches(torch.from_numpy(frames).to(device), voxels, single)
+
+    with torch.inference_mode(), _memory_refused(device):
+        for first in range(0, len(views), size):
+            patches = [read(view) for view in views[first : first + size]]
+            missing = size - len(patches)
+            embeddings = encoder(torch.cat(patches + patches[-1:] * missing), table)
+            yield embeddings[: len(patches)].cpu().numpy()
+
+
+def _read_view(prepared: PreparedRun, contract: Contract, view: View) -> NDArray[np.float32]:
+    """Return (channels, frames, voxels)."""
+    from slimbrain_app.prepare.store import read_frames
+
+    return np.stack(
+        [
+            read_frames(prepared, view.start, contract.frames, contract.frame_time, channel)
+            for channel in contract.channels
+        ]
+    )
+
+
+@contextmanager
+def _memory_refused(device: str) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunRefused(
+            "out-of-memory",
+            expected=f"memory for a batch of views on {device}",
+            found=str(error).splitlines()[0],
+            advice="free the device, or use a larger one or --device cpu",
+        ) from error

@@ -1,0 +1,390 @@
+"""Model packages on disk: weights, sizes, contract and card in a folder, under checksums.
+
+::
+
+    NAME/
+    ├── model.safetensors       the encoder
+    ├── extractor.safetensors   the temporal extractor, where there is one
+    ├── config.json             preset, sizes, contract, whether trained
+    ├── card.md                 for people: origin, licence, what it is not for
+    └── checksums.json          SHA-256 of each file
+
+Weights are data: nothing in a package is ever executed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from slimbrain_app.errors import CallRefused
+from slimbrain_app.files import sha256_of, whole_folder
+from slimbrain_app.model.encoder import Encoder
+from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
+from slimbrain_app.model.presets import CONTRACTS, PRESETS, EncoderSizes
+from slimbrain_app.records import Contract, ModelIdentity
+
+MODEL = "model.safetensors"
+EXTRACTOR = "extractor.safetensors"
+CONFIG = "config.json"
+CARD = "card.md"
+CHECKSUMS = "checksums.json"
+
+_AGAIN = "copy or make the package again"
+_NEWER = "use the release of SlimBrain that made the package, or a later one"
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """What ``config.json`` states. ``seed`` is that of the first weights, where it is known."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    preset: str
+    trained: bool
+    seed: int | None
+    contract: Contract
+    encoder: EncoderSizes
+    extractor: ExtractorSizes | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Package:
+    """A package that was found whole. ``sha256`` stands for all of its files."""
+
+    name: str
+    folder: Path
+    sha256: str
+    config: Config
+
+    @property
+    def contract(self) -> Contract:
+        return self.config.contract
+
+    @property
+    def preset(self) -> str:
+        return self.config.preset
+
+    @property
+    def trained(self) -> bool:
+        return self.config.trained
+
+    @property
+    def has_extractor(self) -> bool:
+        return self.config.extractor is not None
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return ModelIdentity(
+            name=self.name,
+            preset=self.preset,
+            sha256=self.sha256,
+            trained=self.trained,
+            contract=self.contract,
+        )
+
+
+def load_package(name_or_folder: str | Path, search: Sequence[Path] = ()) -> Package:
+    """Find a package and check all of it but the values of its weights.
+
+    Parameters
+    ----------
+    name_or_folder : str or Path
+        A name; or a folder, which is a Path or a text with a slash in it.
+    search : sequence of Path
+        Folders that hold packages, looked through in this order before those installed.
+
+    Raises
+    ------
+    CallRefused
+        ``package-missing``; ``package-bad`` if a file is missing, damaged or not understood, or
+        the weights are not those of the stated sizes.
+    """
+    folder = _find(name_or_folder, [*search, installed_packages()])
+    digests = _check_files(folder)
+    config = _read_config(folder)
+    _check_listed(folder, digests, config)
+    with torch.device("meta"):
+        _check_tensors(folder / MODEL, Encoder(config.encoder))
+        if config.extractor is not None:
+            _check_tensors(folder / EXTRACTOR, TemporalExtractor(config.extractor))
+    return Package(
+        name=folder.name,
+        folder=folder,
+        sha256=_digest(digests),
+        config=config,
+    )
+
+
+def load_encoder(package: Package, device: torch.device | str = "cpu") -> Encoder:
+    """Return the package's encoder, in float32 and ready to use."""
+    with torch.device("meta"):
+        encoder = Encoder(package.config.encoder)
+    return _load_weights(encoder, package.folder / MODEL, device)
+
+
+def load_extractor(
+    package: Package, device: torch.device | str = "cpu"
+) -> TemporalExtractor | None:
+    """Return the package's temporal extractor, in float32, or None if it has none."""
+    if package.config.extractor is None:
+        return None
+    with torch.device("meta"):
+        extractor = TemporalExtractor(package.config.extractor)
+    return _load_weights(extractor, package.folder / EXTRACTOR, device)
+
+
+def save_package(
+    folder: Path,
+    config: Config,
+    encoder: Encoder,
+    extractor: TemporalExtractor | None = None,
+    *,
+    card: str,
+    dtype: torch.dtype = torch.float32,
+) -> Package:
+    """Write a package, whole or not at all; one that stands there already is replaced.
+
+    Parameters
+    ----------
+    folder : Path
+        Its name is the package's.
+    config : Config
+        Its sizes must be those of the networks.
+    encoder : Encoder
+    extractor : TemporalExtractor, optional
+    card : str
+        Markdown for people: origin, licence, what the package is not for.
+    dtype : torch.dtype
+        In which weights are stored; they are computed with in float32.
+    """
+    networks: dict[str, nn.Module] = {MODEL: encoder}
+    if extractor is not None:
+        networks[EXTRACTOR] = extractor
+    if config.encoder != encoder.sizes or config.extractor != (extractor and extractor.sizes):
+        raise ValueError("the sizes in the configuration are not those of the networks")
+    with whole_folder(folder) as temporary:
+        for name, network in networks.items():
+            _save_weights(network, temporary / name, dtype)
+        _write_json(temporary / CONFIG, asdict(config))
+        (temporary / CARD).write_text(card, encoding="utf-8")
+        digests = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
+        _write_json(temporary / CHECKSUMS, digests)
+    return load_package(folder)
+
+
+def create_package(folder: Path, preset: str, seed: int = 0) -> Package:
+    """Write an untrained package of a preset, its weights drawn from ``seed``.
+
+    Weights are stored as float16: random numbers lose nothing by rounding.
+    """
+    config = Config(
+        preset=preset,
+        trained=False,
+        seed=seed,
+        contract=CONTRACTS[preset],
+        encoder=PRESETS[preset],
+    )
+    return save_package(
+        folder,
+        config,
+        Encoder(config.encoder, seed),
+        card=_untrained_card(folder.name, config),
+        dtype=torch.float16,
+    )
+
+
+def installed_packages() -> Path:
+    """Return the folder with the packages that ship with SlimBrain."""
+    return Path(str(files("slimbrain_app"))) / "data" / "models"
+
+
+def _find(name_or_folder: str | Path, search: Sequence[Path]) -> Path:
+    name = os.fspath(name_or_folder)
+    is_folder = isinstance(name_or_folder, Path) or "/" in name or os.sep in name
+    places = [Path(name)] if is_folder else [folder / name for folder in search]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is not None:
+        return found.resolve()
+    known = sorted({file.parent.name for folder in search for file in folder.glob(f"*/{CONFIG}")})
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+    raise CallRefused(
+        "package-missing",
+        file=name,
+        expected="a model package",
+        found="no such folder" if is_folder else f"packages {', '.join(known)}",
+        advice=(f"did you mean {near[0]}? " if near else "")
+        + "A folder is given with a slash, as in ./NAME",
+    )
+
+
+def _check_files(folder: Path) -> dict[str, str]:
+    """Return the stated checksums after holding every file against its own."""
+    digests = _read_checksums(folder)
+    for name, stated in digests.items():
+        file = folder / name
+        if not file.is_file():
+            raise _bad(file, "a file that the checksums name", "none", _AGAIN)
+        found = sha256_of(file)
+        if found != stated:
+            raise _bad(file, f"SHA-256 {stated}", found, _AGAIN)
+    return digests
+
+
+def _read_checksums(folder: Path) -> dict[str, str]:
+    file = folder / CHECKSUMS
+    if not file.is_file():
+        raise _bad(file, "the checksums of a whole package", "none", _AGAIN)
+    try:
+        digests = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _bad(file, "JSON", str(error), _AGAIN) from error
+    plain = isinstance(digests, dict) and all(
+        isinstance(digest, str) and Path(name).name == name for name, digest in digests.items()
+    )
+    if not plain:
+        raise _bad(file, "file names with their SHA-256", "something else", _AGAIN)
+    return dict(digests)
+
+
+def _read_config(folder: Path) -> Config:
+    """Read a configuration whose contract and sizes are understood and agree."""
+    from pydantic import TypeAdapter, ValidationError
+
+    file = folder / CONFIG
+    try:
+        config = TypeAdapter(Config).validate_json(file.read_bytes(), strict=True)
+    except (OSError, ValidationError) as error:
+        faults = (
+            "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            if isinstance(error, ValidationError)
+            else str(error)
+        )
+        raise _bad(file, "known keys with values in their range", faults, _NEWER) from error
+    contract = config.contract
+    known = replace(
+        Contract(),
+        frame_time=contract.frame_time,
+        frames=contract.frames,
+        channels=contract.channels,
+    )
+    if contract != known:
+        raise _bad(file, f"a contract like {known}", str(contract), _NEWER)
+    wanted = (contract.frames, *contract.shape), len(contract.channels)
+    sizes = config.encoder.shape, config.encoder.channels
+    if wanted != sizes:
+        raise _bad(file, f"an encoder for {wanted}", str(sizes), _AGAIN)
+    return config
+
+
+def _check_listed(folder: Path, digests: Mapping[str, str], config: Config) -> None:
+    """Refuse weights without a checksum, and a package without one of its parts."""
+    needed = {MODEL, CONFIG, CARD} | ({EXTRACTOR} if config.extractor else set())
+    weights = {file.name for file in folder.glob("*.safetensors")}
+    missing, extra = needed - set(digests), weights - needed
+    if missing or extra:
+        raise _bad(
+            folder / CHECKSUMS,
+            f"checksums of {', '.join(sorted(needed))}",
+            f"missing {sorted(missing)}, surplus {sorted(extra)}",
+            _AGAIN,
+        )
+
+
+def _check_tensors(file: Path, network: nn.Module) -> None:
+    """Hold the names and shapes in a file against those of a network, both ways."""
+    from safetensors import SafetensorError, safe_open
+
+    wanted = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    try:
+        with safe_open(file, framework="pt") as stored:
+            names = stored.keys()
+            found = {name: stored.get_slice(name).get_shape() for name in names}
+    except SafetensorError as error:
+        raise _bad(file, "a safetensors file", str(error), _AGAIN) from error
+    if wanted != found:
+        faults = [
+            f"{name}: {found.get(name, 'missing')} for {wanted.get(name, 'nothing of the name')}"
+            for name in sorted(wanted.keys() | found.keys())
+            if wanted.get(name) != found.get(name)
+        ]
+        raise _bad(
+            file,
+            f"the {len(wanted)} tensors of the stated sizes",
+            "; ".join(faults[:5]) + (f" and {len(faults) - 5} more" if len(faults) > 5 else ""),
+            _AGAIN,
+        )
+
+
+def _load_weights(network: Network, file: Path, device: torch.device | str) -> Network:
+    """Put weights into a network that was built on the meta device."""
+    from safetensors.torch import load_file
+
+    weights = {name: tensor.float() for name, tensor in load_file(file).items()}
+    network.load_state_dict(weights, strict=True, assign=True)
+    return network.eval().to(device)
+
+
+def _save_weights(network: nn.Module, file: Path, dtype: torch.dtype) -> None:
+    from safetensors.torch import save
+
+    weights: dict[str, Tensor] = {
+        name: tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in network.state_dict().items()
+    }
+    # Not save_file, whose files only their owner can read.
+    file.write_bytes(save(weights))
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _digest(digests: Mapping[str, str]) -> str:
+    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _bad(file: Path, expected: str, found: str, advice: str) -> CallRefused:
+    return CallRefused("package-bad", file=file, expected=expected, found=found, advice=advice)
+
+
+def _untrained_card(name: str, config: Config) -> str:
+    contract, encoder = config.contract, config.encoder
+    grid = " x ".join(map(str, contract.shape))
+    return f"""# {name}
+
+**Untrained.** The weights are random numbers: a truncated normal with deviation 0.02, drawn with
+seed {config.seed}, biases 0, norms the identity. No data of any person went into them.
+
+|  |  |
+| --- | --- |
+| preset | {config.preset} |
+| time | {contract.frames} frames of {contract.frame_time:g} s |
+| space | {contract.space}, {grid} voxels of {contract.voxel_size:g} mm |
+| channels | {", ".join(contract.channels)} |
+| embedding | {encoder.embedding_width} values |
+| licence | Apache-2.0, as SlimBrain's code |
+
+## What it is for
+
+Trying SlimBrain, testing a pipeline, the starting point of a training, and the baseline that any
+trained package has to beat.
+
+## What it is not for
+
+Findings about people. Its embeddings depend on the input, so that a classifier may find something
+in them; that says nothing of the network. Never for decisions about anyone's health.
+"""
