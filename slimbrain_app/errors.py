@@ -111,6 +111,8 @@ REASONS: Mapping[str, Reason] = {
     "mask-other-grid": _warning("the mask was brought over from another grid or space"),
     "voxel-size": _warning("voxel edges over 6 mm or under 0.5 mm"),
     "known-fault": _warning("the derivatives come from a release with a published fault"),
+    "no-description": _warning("no dataset_description.json: who made the input is unknown"),
+    "filter-ignored": _warning("a block of the filter file that has no use here"),
     "denoised-source": _warning("the series was denoised; the model expects minimal preprocessing"),
     "raw-dataset": _call(Exit.NO_INPUT, "the input is a raw dataset, not derivatives"),
     "no-participant": _call(Exit.NO_INPUT, "a participant is not in the input"),

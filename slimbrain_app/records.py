@@ -105,8 +105,12 @@ class Run:
         return (self.bold, self.mask, *confounds, *self.sidecars, *self.transforms)
 
     def relative(self, path: Path) -> str:
-        """Return a source's path below the dataset, with slashes."""
-        return path.relative_to(self.dataset).as_posix()
+        """Return a source's path below the dataset, with slashes; of one outside it, its name.
+
+        Outside lie TemplateFlow's transforms and the sidecars of raw data.
+        """
+        below = path.is_relative_to(self.dataset)
+        return path.relative_to(self.dataset).as_posix() if below else path.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,11 @@ from dataclasses import dataclass
 
 Entities = tuple[tuple[str, str], ...]
 
+# What tells variants of one run apart, not runs.
+VARIANT = frozenset(
+    ("space", "res", "den", "cohort", "desc", "hemi", "echo", "part", "from", "to", "mode")
+)
+
 _NAME = re.compile(r"(?P<stem>[A-Za-z0-9+_-]+)(?P<extension>(?:\.[A-Za-z0-9]+)+)")
 _ENTITY = re.compile(r"([A-Za-z0-9]+)-([A-Za-z0-9+]+)")
 _WORD = re.compile(r"[A-Za-z0-9]+")

@@ -1,0 +1,310 @@
+"""A folder of derivatives in, runs out, or reasons why not.
+
+Participants are looked up one by one: their own folders are listed, names are compared, headers and
+sidecars are read of the chosen files only. Nothing is indexed, so a folder of ten thousand costs no
+more than the participants that were asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from slimbrain_app.bids.derivatives import (
+    Description,
+    check_dataset,
+    list_participants,
+    read_description,
+)
+from slimbrain_app.bids.entities import Name, strip_prefix
+from slimbrain_app.bids.filters import Filter, build_filter, list_values, read_filter_file
+from slimbrain_app.bids.folders import File, Participant
+from slimbrain_app.bids.headers import Header, require_content, require_series
+from slimbrain_app.bids.masks import choose_confounds, choose_mask
+from slimbrain_app.bids.metadata import (
+    Origin,
+    first_timing,
+    inherited_sidecars,
+    own_sidecar,
+    raw_sidecars,
+    read_sidecar,
+    resolve_repetition_time,
+)
+from slimbrain_app.bids.runs import RunFiles, gather_runs, is_concatenation, other_spellings
+from slimbrain_app.bids.series import list_series, require_every_volume
+from slimbrain_app.bids.spaces import (
+    choose_grid,
+    choose_way,
+    lies_on_model_grid,
+    parse_wish,
+    space_of,
+)
+from slimbrain_app.errors import CallRefused, Exit, RunRefused, worst
+from slimbrain_app.records import Notice, Refusal, Run
+from slimbrain_app.settings import Prepare, Select
+
+__all__ = [
+    "Found",
+    "check_dataset",
+    "discover",
+    "discover_participant",
+    "list_participants",
+    "read_filter_file",
+]
+
+# Voxel edges (mm) beyond which a reader should know.
+SMALL_EDGE, LARGE_EDGE = 0.5, 6.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What was found: each run is in ``runs`` or, with a reason, in ``refused``."""
+
+    runs: tuple[Run, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    seen_bold: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """The call's exit code as far as finding decides it.
+
+        Without the content of a single BOLD file it is that of missing input.
+        """
+        nothing_there = all(refusal.code == "missing-content" for refusal in self.refused)
+        if self.refused and not self.runs and nothing_there:
+            return Exit.NO_INPUT
+        return worst(refusal.exit_code for refusal in self.refused)
+
+
+def discover(dataset: Path, select: Select, prepare: Prepare) -> Found:
+    """Find all runs that are selected, participants in the order asked for.
+
+    Raises
+    ------
+    CallRefused
+        ``no-participant``, ``no-bold``, or ``no-runs``, which says which filter left nothing.
+    """
+    wanted = build_filter(select)
+    participants = _choose_participants(dataset, select)
+    description = read_description(dataset) or Description()
+    found = [_search(participant, description, wanted, prepare) for participant in participants]
+    together = Found(
+        runs=tuple(run for one in found for run in one.runs),
+        refused=tuple(refusal for one in found for refusal in one.refused),
+        seen_bold=any(one.seen_bold for one in found),
+    )
+    if not together.runs and not together.refused:
+        raise _nothing_found(dataset, participants, wanted)
+    return together
+
+
+def discover_participant(
+    dataset: Path, participant: str, select: Select, prepare: Prepare
+) -> Found:
+    """Find the selected runs of one participant; ``select.participants`` does not count.
+
+    Reads nothing of any other participant. An unknown label, or filters that leave nothing, give
+    an empty answer: what that means, only the whole call can tell.
+    """
+    description = read_description(dataset) or Description()
+    person = Participant(dataset, strip_prefix("sub", participant))
+    return _search(person, description, build_filter(select), prepare)
+
+
+def _search(
+    participant: Participant, description: Description, wanted: Filter, prepare: Prepare
+) -> Found:
+    try:
+        every = gather_runs(_list_functional(participant, wanted))
+    except PermissionError as error:
+        return Found(refused=(_denied(participant, error),))
+    runs: list[Run] = []
+    refused: list[Refusal] = []
+    for run in _select_runs(every, wanted, description):
+        try:
+            resolved = _resolve(run, participant, description, wanted, prepare)
+            runs.append(replace(resolved, notices=(*_spellings(run, every), *resolved.notices)))
+        except RunRefused as refusal:
+            refused.append(Refusal.of(run.name, refusal))
+    return Found(runs=tuple(runs), refused=tuple(refused), seen_bold=bool(every))
+
+
+def _list_functional(participant: Participant, wanted: Filter) -> Iterator[File]:
+    for session in (None, *participant.sessions):
+        if wanted.admits_session(session):
+            yield from participant.list_files("func", session)
+
+
+def _select_runs(
+    runs: tuple[RunFiles, ...], wanted: Filter, description: Description
+) -> Iterator[RunFiles]:
+    for run in runs:
+        bold_left = not run.bold or any(wanted.admits_bold(file.name) for file in run.bold)
+        parts_there = description.made_by_xcp_d and is_concatenation(run, runs)
+        if wanted.admits_run(Name(run.entities, "bold", "")) and bold_left and not parts_there:
+            yield run
+
+
+def _resolve(
+    run: RunFiles,
+    participant: Participant,
+    description: Description,
+    wanted: Filter,
+    prepare: Prepare,
+) -> Run:
+    """Choose the files of a run, and read what their headers and sidecars say."""
+    wish = parse_wish(prepare.space) if prepare.space else None
+    series = list_series(run, participant, wanted, description, wish)
+    way = choose_way([space_of(file.name) for file in series], run, participant)
+    for transform in way.transforms:
+        require_content(transform, participant.show(transform))
+    grids = [file for file in series if space_of(file.name) == way.space]
+    bold, header = choose_grid(grids, participant)
+    shown = participant.show(bold.path)
+    require_series(header, shown)
+    mask, mask_notices = choose_mask(bold, header, run, participant)
+    confounds, confounds_notices = choose_confounds(run, participant)
+    sidecars = _list_sidecars(bold, run, participant, description)
+    stated, read = first_timing(sidecars, participant.dataset)
+    tr, tr_notices = resolve_repetition_time(prepare.tr, stated, header, shown)
+    cropped_only = way.rung == 0 and lies_on_model_grid(header.affine)
+    return Run(
+        entities=run.entities,
+        dataset=participant.dataset,
+        bold=bold.path,
+        mask=mask,
+        confounds=confounds,
+        sidecars=read,
+        transforms=way.transforms,
+        space=way.space,
+        rung=way.rung,
+        interpolations=1 if cropped_only else 2,  # the first one is fMRIPrep's
+        repetition_time=tr,
+        notices=(
+            *_several_grids(bold, grids, participant),
+            *_voxel_size(header, shown),
+            *require_every_volume(bold, header, run, participant),
+            *mask_notices,
+            *confounds_notices,
+            *tr_notices,
+        ),
+    )
+
+
+def _list_sidecars(
+    bold: File, run: RunFiles, participant: Participant, description: Description
+) -> Iterator[tuple[Origin, Path]]:
+    """Yield the sidecars that may state the repetition time, the most trusted first."""
+    own = own_sidecar(bold.path)
+    listed = [file.path for file in run.sidecars]
+    if own in listed:
+        yield "sidecar", own
+    for path in inherited_sidecars(participant.dataset, bold.path, bold.name):
+        yield "inherited sidecar", path
+    for path in listed:
+        if path != own:
+            yield "other grid", path
+    if own in listed:
+        content = read_sidecar(own, participant.show(own))
+        for path in raw_sidecars(content, participant.dataset, description.links):
+            yield "raw", path
+
+
+def _several_grids(bold: File, grids: list[File], participant: Participant) -> Iterator[Notice]:
+    if len(grids) > 1:
+        others = ", ".join(file.path.name for file in grids if file != bold)
+        message = f"{bold.path.name} is used; there is also {others}"
+        yield Notice(code="several-grids", message=message, file=participant.show(bold.path))
+
+
+def _voxel_size(header: Header, shown: str) -> Iterator[Notice]:
+    if min(header.edges) < SMALL_EDGE or max(header.edges) > LARGE_EDGE:
+        edges = " x ".join(f"{edge:.3g}" for edge in header.edges)
+        yield Notice(code="voxel-size", message=f"voxels of {edges} mm are unusual", file=shown)
+
+
+def _spellings(run: RunFiles, runs: tuple[RunFiles, ...]) -> Iterator[Notice]:
+    others = other_spellings(run, runs)
+    if others:
+        message = f"{run.name} stands beside {', '.join(others)}: both are done"
+        yield Notice(code="several-spellings", message=message)
+
+
+def _choose_participants(dataset: Path, select: Select) -> list[Participant]:
+    asked = [strip_prefix("sub", label) for label in select.participants]
+    labels = list(dict.fromkeys(asked)) or list_participants(dataset)
+    participants = [Participant(dataset, label) for label in labels]
+    unknown = [person.label for person in participants if not person.folder.is_dir()]
+    if unknown:
+        raise _no_participant(dataset, unknown)
+    return participants
+
+
+def _no_participant(dataset: Path, unknown: list[str]) -> CallRefused:
+    there = list_participants(dataset)
+    near = dict.fromkeys(
+        label for one in unknown for label in difflib.get_close_matches(one, there, 5, cutoff=0)
+    )
+    found = (
+        f"{len(there)} participants, the nearest {', '.join(list(near)[:5])}" if near else "none"
+    )
+    return CallRefused(
+        "no-participant",
+        file=dataset,
+        expected=", ".join(f"sub-{label}" for label in unknown),
+        found=found,
+        advice="check the label; in a container, check that the right folder is mounted",
+    )
+
+
+def _nothing_found(dataset: Path, participants: list[Participant], wanted: Filter) -> CallRefused:
+    anything = Filter(())
+    names = [
+        file.name
+        for participant in participants
+        for run in gather_runs(_list_functional(participant, anything))
+        for file in (run.bold or run.files)
+    ]
+    return _no_runs(dataset, names, wanted) if names else _no_bold(dataset, participants)
+
+
+def _no_bold(dataset: Path, participants: list[Participant]) -> CallRefused:
+    found = f"none in the folders of {len(participants)} participants"
+    return CallRefused(
+        "no-bold",
+        file=dataset,
+        expected="BOLD series in sub-*/func or sub-*/ses-*/func",
+        found=found if participants else "no folder sub-*",
+        advice="check that this is fMRIPrep's output folder and that it ran to its end",
+    )
+
+
+def _no_runs(dataset: Path, names: list[Name], wanted: Filter) -> CallRefused:
+    left = names
+    for condition in wanted.conditions:
+        kept = [name for name in left if condition.admits_name(name)]
+        if not kept:
+            break
+        left = kept
+    values = "; ".join(f"{key}: {list_values(key, names)}" for key in wanted.keys)
+    return CallRefused(
+        "no-runs",
+        file=dataset,
+        expected=f"a run with {condition}",
+        found=f"{condition.key} {list_values(condition.key, left)} after the filters before it",
+        advice=f"choose among what is there ({values}), or leave the filter out",
+    )
+
+
+def _denied(participant: Participant, error: PermissionError) -> Refusal:
+    folder = Path(error.filename or participant.folder)
+    refusal = RunRefused(
+        "denied",
+        file=participant.show(folder),
+        expected="permission to list the folder",
+        found=error.strerror or "none",
+        advice="ask its owner, or start as a user who may read it",
+    )
+    return Refusal.of(f"sub-{participant.label}", refusal)

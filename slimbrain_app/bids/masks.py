@@ -1,0 +1,137 @@
+"""What goes with a BOLD file: its brain mask and its confounds table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slimbrain_app.bids.entities import Name
+from slimbrain_app.bids.folders import VOLUMES, File, Participant
+from slimbrain_app.bids.headers import (
+    SHIFT,
+    Header,
+    describe_grid,
+    read_header,
+    require_content,
+    same_grid,
+)
+from slimbrain_app.bids.runs import RunFiles
+from slimbrain_app.bids.spaces import ANATOMIES, only_one, space_of
+from slimbrain_app.errors import RunRefused
+from slimbrain_app.records import Notice
+
+
+def choose_mask(
+    bold: File, header: Header, run: RunFiles, participant: Participant
+) -> tuple[Path, tuple[Notice, ...]]:
+    """Choose the person's own brain mask for a BOLD file.
+
+    In this order: of the same grid; of another resolution of the same space; the anatomical one in
+    that space. The last two come with a notice. A template's mask never stands in for a person's.
+
+    Raises
+    ------
+    RunRefused
+        ``no-mask``, ``ambiguous``; ``mask-mismatch`` where the mask that by its name is of the same
+        grid is not.
+    """
+    masks = [file for file in run.files if _is_brain_mask(file.name)]
+    in_space = [mask for mask in masks if space_of(mask.name) == space_of(bold.name)]
+    same = [mask.path for mask in in_space if mask.name.get("res") == bold.name.get("res")]
+    if same:
+        mask = only_one(same, "brain mask", participant)
+        _require_same_grid(mask, bold, header, participant)
+        return mask, ()
+    anatomical = participant.find_anatomical(lambda name: _fits_space(name, bold), run.session)
+    others = in_space[:1] or list(anatomical)
+    if not others:
+        raise _no_mask(bold, masks, participant)
+    mask = only_one([mask.path for mask in others], "brain mask", participant)
+    require_content(mask, participant.show(mask))
+    return mask, (_other_grid(mask, bold, participant),)
+
+
+def choose_confounds(run: RunFiles, participant: Participant) -> tuple[Path | None, list[Notice]]:
+    """Choose the confounds table of a run, by any name it ever had.
+
+    xcp_d's table of motion stands in where there is no other.
+
+    Raises
+    ------
+    RunRefused
+        ``ambiguous`` where there are two.
+    """
+    for tables in (_list_confounds(run), _list_motion(run, None), _list_motion(run, "filtered")):
+        if tables:
+            table = only_one(tables, "confounds table", participant)
+            require_content(table, participant.show(table))
+            return table, []
+    message = "no confounds table: motion and dummy scans are unknown"
+    return None, [Notice(code="no-confounds", message=message)]
+
+
+def _is_brain_mask(name: Name) -> bool:
+    return (
+        name.suffix == "mask"
+        and name.get("desc") == "brain"
+        and name.extension in VOLUMES
+        and name.get("echo") is None
+        and name.get("part") != "phase"
+    )
+
+
+def _fits_space(name: Name, bold: File) -> bool:
+    """Whether an anatomical mask lies in the BOLD's space; the anatomy's own goes without one."""
+    space = bold.name.get("space")
+    own = space in ANATOMIES and name.get("space") is None
+    return _is_brain_mask(name) and space is not None and (own or space_of(name) == space)
+
+
+def _list_confounds(run: RunFiles) -> list[Path]:
+    return [
+        file.path
+        for file in run.files
+        if file.name.suffix in ("timeseries", "regressors")
+        and file.name.get("desc") == "confounds"
+        and _is_table(file.name)
+    ]
+
+
+def _list_motion(run: RunFiles, desc: str | None) -> list[Path]:
+    return [
+        file.path
+        for file in run.files
+        if file.name.suffix == "motion" and file.name.get("desc") == desc and _is_table(file.name)
+    ]
+
+
+def _is_table(name: Name) -> bool:
+    return name.extension == ".tsv" and name.get("echo") is None and name.get("part") != "phase"
+
+
+def _require_same_grid(mask: Path, bold: File, header: Header, participant: Participant) -> None:
+    shown = participant.show(mask)
+    other = read_header(mask, shown)
+    if not same_grid(header, other):
+        raise RunRefused(
+            "mask-mismatch",
+            file=shown,
+            expected=f"the grid of {bold.path.name}: {describe_grid(header)}, within {SHIFT:g} mm",
+            found=describe_grid(other),
+            advice="check that both files come from the same run of fMRIPrep",
+        )
+
+
+def _other_grid(mask: Path, bold: File, participant: Participant) -> Notice:
+    message = f"the brain mask of {bold.path.name} comes from another grid"
+    return Notice(code="mask-other-grid", message=message, file=participant.show(mask))
+
+
+def _no_mask(bold: File, masks: list[File], participant: Participant) -> RunRefused:
+    spaces = sorted({space_of(mask.name) for mask in masks})
+    return RunRefused(
+        "no-mask",
+        file=participant.show(bold.path),
+        expected=f"a brain mask in the space of the BOLD series, {space_of(bold.name)}",
+        found=f"masks in {', '.join(spaces)} only" if spaces else "none",
+        advice="copy the file *_desc-brain_mask.nii.gz beside the BOLD series, or make it again",
+    )
