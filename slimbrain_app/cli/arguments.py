@@ -19,7 +19,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise CallRefused(
             "usage",
-            file=self.prog,
             expected="a command line as --help shows it",
             found=message,
             advice=f"see {self.prog} --help",

@@ -1,0 +1,46 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each makes its own .venv first.
+# PYTHON chooses the interpreter, TORCH_INDEX the address of torch wheels without CUDA.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test test-all check lock clean
+
+demo: $(VENV)/.ready demo/fmriprep
+	$(BIN)/slimbrain demo/fmriprep demo/slimbrain participant
+	@echo "Open demo/slimbrain/sub-01.html in a browser."
+
+demo/fmriprep: | $(VENV)/.ready
+	$(BIN)/slimbrain-tools simulate $@
+
+test: check
+	$(BIN)/pytest -n 2 --dist loadfile
+
+test-all: check
+	$(BIN)/pytest -n 2 --dist loadfile -m ''
+
+check: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/.ready: pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --constraint requirements.lock $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable .
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(PIP) install -q --constraint requirements.lock --editable '.[dev]'
+	touch $@
+
+# Take the newest versions that pyproject.toml allows and write them down.
+lock:
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/python -m pip install -q 'torch==2.13.0' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '.[dev]'
+	build/lock/bin/python -m pip freeze --exclude slimbrain | sed 's/+cpu//' > requirements.lock
+
+clean:
+	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
