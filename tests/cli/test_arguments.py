@@ -101,4 +101,6 @@ OPTIONS = """
 def test_the_list_of_options_is_the_one_promised():
     """A new or lost option is a change of the contract with scripts."""
     parser = make_parser()
-    assert sorted(option for action in parser._actions for option in action.option_strings) == OPTIONS
+    assert (
+        sorted(option for action in parser._actions for option in action.option_strings) == OPTIONS
+    )

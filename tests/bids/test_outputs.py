@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from slimbrain_app.bids.entities import parse_name
+from slimbrain_app.bids.outputs import is_current, is_whole, name_output, write_run
+from slimbrain_app.settings import Compute, Output, ParticipantSettings, Rank
+
+STEM = "sub-01/ses-a/func/sub-01_ses-a_task-rest_run-01_space-MNI152NLin2009cAsym"
+
+
+def write(finished):
+    return write_run(*finished.arguments)
+
+
+def with_settings(finished, **changes):
+    settings = replace(finished.provenance.settings, **changes)
+    return replace(finished.provenance, settings=settings)
+
+
+def test_names_are_those_of_the_contract(finished):
+    written = write(finished)
+    assert set(written) == {
+        f"{STEM}_desc-slimbrain_mask.nii.gz",
+        f"{STEM}_desc-slimbrain_mask.json",
+        f"{STEM}_desc-slimbrain_windows.tsv",
+        f"{STEM}_desc-slimbrain_windows.json",
+        f"{STEM}_desc-slimbrain_embeddings.tsv",
+        f"{STEM}_desc-slimbrain_embeddings.json",
+        f"{STEM}_stat-mean_desc-slimbrain_embeddings.tsv",
+        f"{STEM}_stat-mean_desc-slimbrain_embeddings.json",
+    }
+    on_disk = {f.relative_to(finished.output).as_posix() for f in finished.output.rglob("*.*")}
+    on_disk -= {name for name in on_disk if "_prepared/" in name}
+    assert on_disk == set(written)
+
+
+def test_every_name_parses_back_into_its_entities(finished):
+    for path in write(finished):
+        entities = dict(parse_name(Path(path).name).entities)
+        assert entities.pop("desc") == "slimbrain"
+        assert entities.pop("space") == "MNI152NLin2009cAsym"
+        assert entities.pop("stat", "mean") == "mean"
+        assert tuple(entities.items()) == finished.run.entities
+
+
+def test_run_padding_is_kept(finished):
+    other = replace(finished.run, entities=(("sub", "01"), ("task", "rest"), ("run", "1")))
+    contract = finished.provenance.model.contract
+    assert "_run-1_" in name_output(other, contract, "windows", ".tsv")
+
+
+def test_float32_survives_the_table(finished):
+    write(finished)
+    views = pd.read_csv(finished.output / f"{STEM}_desc-slimbrain_embeddings.tsv", sep="\t")
+    mean = pd.read_csv(
+        finished.output / f"{STEM}_stat-mean_desc-slimbrain_embeddings.tsv", sep="\t"
+    )
+    np.testing.assert_array_equal(
+        views.filter(like="e0").to_numpy(np.float32), finished.embedding.views
+    )
+    np.testing.assert_array_equal(mean.to_numpy(np.float32)[0], finished.embedding.mean)
+    assert list(views["window"]) == [0, 0, 1, 1]
+    assert list(views["view"]) == [0, 1, 0, 1]
+
+
+def test_mask_lies_on_the_model_grid(finished):
+    write(finished)
+    image = nib.load(finished.output / f"{STEM}_desc-slimbrain_mask.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(image.dataobj).astype(bool), finished.mask)
+    np.testing.assert_allclose(image.affine @ [0, 0, 0, 1], [-94.5, -112.5, -78.5, 1])
+    assert image.get_data_dtype() == np.uint8
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+
+
+def test_every_column_is_described(finished):
+    for name in write(finished):
+        if name.endswith(".tsv"):
+            columns = pd.read_csv(finished.output / name, sep="\t").columns
+            sidecar = json.loads((finished.output / name).with_suffix(".json").read_text())
+            assert all(sidecar[column]["Description"] for column in columns)
+
+
+def test_sidecars_say_where_the_data_come_from(finished):
+    for name in write(finished):
+        if name.endswith(".json"):
+            sidecar = json.loads((finished.output / name).read_text())
+            sources = [uri.removeprefix("bids:preprocessed:") for uri in sidecar["Sources"]]
+            assert all((finished.run.dataset / source).is_file() for source in sources)
+            assert sidecar["Model"]["Trained"] is False
+            assert sidecar["Seed"] == 0
+            assert sidecar["Warnings"][0]["code"] == "no-confounds"
+
+
+def test_output_holds_no_absolute_path(finished, tmp_path):
+    for name in write(finished):
+        assert str(tmp_path).encode() not in (finished.output / name).read_bytes()
+
+
+def test_what_was_written_is_current(finished):
+    assert not is_current(finished.output, finished.run, finished.provenance)
+    write(finished)
+    assert is_current(finished.output, finished.run, finished.provenance)
+    assert is_whole(finished.output, finished.run, finished.provenance.model.contract)
+
+
+def test_limits_of_the_machine_do_not_make_it_stale(finished):
+    write(finished)
+    provenance = with_settings(finished, compute=Compute(nprocs=7), output=Output())
+    assert is_current(finished.output, finished.run, provenance)
+
+
+def test_other_settings_or_model_make_it_stale(finished):
+    write(finished)
+    ranked = with_settings(finished, rank=Rank(windows=3))
+    seeded = with_settings(finished, seed=1)
+    model = replace(finished.provenance.model, sha256="e" * 64)
+    for provenance in (ranked, seeded, replace(finished.provenance, model=model)):
+        assert not is_current(finished.output, finished.run, provenance)
+
+
+def test_missing_extras_make_it_stale(finished):
+    plain = replace(finished, provenance=with_settings(finished, output=Output()))
+    write(plain)
+    assert is_current(plain.output, plain.run, plain.provenance)
+    for wanted in (Output(save_views=True), Output(save_prepared=True)):
+        assert not is_current(plain.output, plain.run, with_settings(plain, output=wanted))
+
+
+def test_a_touched_input_with_the_same_bytes_is_no_change(finished):
+    write(finished)
+    os.utime(finished.run.bold, ns=(1, 1))
+    assert is_current(finished.output, finished.run, finished.provenance)
+    finished.run.bold.write_bytes(b"blod")
+    assert not is_current(finished.output, finished.run, finished.provenance)
+
+
+@pytest.mark.parametrize("ending", ["mask.nii.gz", "windows.tsv", "stat-mean_*embeddings.json"])
+def test_a_lost_or_damaged_output_is_noticed(finished, ending):
+    write(finished)
+    (victim,) = finished.output.rglob(f"*{ending}")
+    victim.write_bytes(victim.read_bytes()[:-20])
+    assert not is_current(finished.output, finished.run, finished.provenance)
+    assert not is_whole(finished.output, finished.run, finished.provenance.model.contract)
+    victim.unlink()
+    assert not is_current(finished.output, finished.run, finished.provenance)
+
+
+def test_a_failure_leaves_whole_files_only_and_no_run_that_counts(finished):
+    lost = replace(finished.prepared, folder=finished.prepared.folder / "gone")
+    with pytest.raises(FileNotFoundError):
+        write(replace(finished, prepared=lost))
+    files = [path.name for path in finished.output.rglob("*") if path.is_file()]
+    assert not any(name.startswith(".slimbrain-") or name.endswith(".json") for name in files)
+    assert not is_whole(finished.output, finished.run, finished.provenance.model.contract)
+
+
+def test_written_twice_the_bytes_are_the_same(finished, tmp_path):
+    first = write(finished)
+    second = replace(finished, output=tmp_path / "again")
+    write(second)
+    for name in first:
+        assert (finished.output / name).read_bytes() == (second.output / name).read_bytes()
+
+
+def test_settings_are_told_without_the_machine(finished):
+    assert ParticipantSettings().fingerprint() == finished.provenance.settings.fingerprint()
