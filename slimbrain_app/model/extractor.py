@@ -318,7 +318,7 @@ def judge_fast(
 
     def judge(some: Tensor) -> Tensor:
         inside = some[:, None] + torch.arange(length)
-        outside = _spread_probes(some, length, len(everyone), probes)
+        outside = spread_probes(some, length, len(everyone), probes)
         own = reading.states[inside].sum(1)
         inward = extractor.errors(reading, inside, (total - own).unsqueeze(1))
         outward = extractor.errors(reading, outside, own.unsqueeze(1))
@@ -361,7 +361,7 @@ def _gain(given: Tensor, alone: Tensor) -> Tensor:
     return 1 - given.mean(-1) / alone.mean(-1)
 
 
-def _spread_probes(firsts: Tensor, length: int, tokens: int, count: int) -> Tensor:
+def spread_probes(firsts: Tensor, length: int, tokens: int, count: int) -> Tensor:
     """Return evenly spaced tokens outside each window, ``(windows, count)``."""
     rest = tokens - length
     count = min(count, rest)
