@@ -28,8 +28,10 @@ TILES = 7
 # One voxel of the mosaic is one point.
 POINTS = 72
 # Rows below each tile for its coordinate.
-FOOT = 9
+FOOT = 12
 _SHADES = 64
+# Highest brightness of the image, so that lines over it stand out.
+_WHITE = 0.8
 # Axial, coronal, sagittal: the axis that is cut.
 _PLANES = (2, 1, 0)
 
@@ -54,10 +56,14 @@ def draw_coverage(
         figure.set_layout_engine("none")
         axes = figure.add_axes((0, 0, 1, 1))
         axes.imshow(
-            _shaded(mosaic(mean_image, cuts)), cmap="gray", vmin=0, vmax=1, interpolation="none"
+            _shaded(mosaic(mean_image, cuts)),
+            cmap="gray",
+            vmin=0,
+            vmax=1 / _WHITE,
+            interpolation="none",
         )
-        for volume, colour, line in ((mask, ORANGE, "solid"), (template, SKY, "dashed")):
-            _draw_edge(axes, mosaic(volume, cuts), color=colour, linestyle=line)
+        _draw_edge(axes, mosaic(mask, cuts), color=ORANGE, linewidth=1)
+        _draw_edge(axes, mosaic(template, cuts), color=SKY, linewidth=1, dashes=(3, 4))
         axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
         axes.axis("off")
         _label_tiles(axes, cuts, contract)
@@ -78,7 +84,8 @@ def cut_places(template: NDArray[np.bool_], axis: int) -> list[int]:
 
 def cut_plane(volume: Volume, axis: int, place: int) -> NDArray[np.float32]:
     """Return a slice as it is drawn: superior or anterior on top, left or posterior on the left."""
-    return volume.take(place, axis=axis).T[::-1].astype(np.float32)
+    plane: NDArray[np.float32] = np.take(volume, place, axis).astype(np.float32)
+    return plane.T[::-1]
 
 
 def mosaic(volume: Volume, cuts: dict[int, list[int]]) -> NDArray[np.float32]:
@@ -157,8 +164,8 @@ def _shaded(image: NDArray[np.float32]) -> NDArray[np.float32]:
     if bright.size == 0:
         return np.zeros_like(image)
     scaled = (image / np.percentile(bright, 99.5)).clip(0, 1)
-    shaded: NDArray[np.float32] = np.round(scaled * (_SHADES - 1)) / (_SHADES - 1)
-    return shaded
+    shades = np.round(scaled * (_SHADES - 1)) / (_SHADES - 1)
+    return shades.astype(np.float32)
 
 
 def _draw_edge(axes: Axes, image: NDArray[np.float32], **style: Any) -> None:
@@ -167,7 +174,7 @@ def _draw_edge(axes: Axes, image: NDArray[np.float32], **style: Any) -> None:
     gap = np.full((1, 2), np.nan)
     lines = contour_generator(z=image).lines(0.5)
     pieces = [piece for line in lines for piece in (np.asarray(line), gap)] or [gap]
-    axes.plot(*np.vstack(pieces).T, linewidth=1, **style)
+    axes.plot(*np.vstack(pieces).T, **style)
 
 
 def _label_tiles(axes: Axes, cuts: dict[int, list[int]], contract: Contract) -> None:
@@ -177,7 +184,7 @@ def _label_tiles(axes: Axes, cuts: dict[int, list[int]], contract: Contract) -> 
         for column, place in enumerate(cuts[axis]):
             text = _name_cut(axis, contract.origin[axis] + contract.voxel_size * place)
             centre = (column + 0.5) * size
-            axes.text(centre, top + size, text, color="white", size=6, ha="center", va="center")
+            axes.text(centre, top + size + 3, text, color="white", size=7, ha="center", va="center")
         left, right = ("P", "A") if axis == 0 else ("L", "R")
         for side, x, align in ((left, 4, "left"), (right, TILES * size - 4, "right")):
             axes.text(

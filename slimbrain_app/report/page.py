@@ -55,9 +55,9 @@ def write_report(
     refused: Sequence[Refusal],
     context: ReportContext,
 ) -> None:
-    """Write a participant's page to ``path``, and its figures to ``sub-<participant>/figures/``.
+    """Write a participant's page to ``path``, and figures to ``<participant>/figures/`` beside it.
 
-    The figures stand in the page as well, so that it can be mailed; where it would become too
+    ``participant`` has its prefix, ``sub-01``. The figures stand in the page as well, so that it can be mailed; where it would become too
     long for that, the last runs' figures are linked. The page tells no folder of this machine.
 
     Raises
@@ -66,7 +66,7 @@ def write_report(
         ``not-writable`` or ``disk-full``.
     """
     output = path.parent
-    folder = Path(f"sub-{participant}") / "figures"
+    folder = Path(participant) / "figures"
     drawings = {run.name: list(_draw_run(run, context, output, folder)) for run in runs}
     page = render_page(participant, runs, refused, context, _fit_in(drawings))
     write_text(path, page)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from slimbrain_app.records import Contract, Window
 from slimbrain_app.report.figures import (
+    FOOT,
     TILES,
     cosine_similarity,
     cut_places,
@@ -61,9 +62,9 @@ def test_blob_is_drawn_under_the_label_of_its_side(
     assert texts["L"][0][0] < texts["R"][0][0]
     size = contract.shape[0]
     for row, (_, height) in enumerate(texts["L"]):
-        middle = round(height) // (size + 9)
+        middle = round(height) // (size + FOOT)
         assert middle == row
-        band = image[middle * (size + 9) :][:size]
+        band = image[middle * (size + FOOT) :][:size]
         halves = band.reshape(size, TILES, 2, size // 2).sum(axis=(0, 1, 3), dtype=float)
         assert ("L", "R")[int(halves.argmax())] == side
         assert halves.min() == 0
@@ -74,7 +75,7 @@ def test_sagittal_slices_name_the_hemisphere(template: NDArray[np.bool_]) -> Non
     blob = _blob_at(contract, (-36.5, -16.5, 3.5))
     svg = draw_coverage("blob", blob, template, template, contract)
     image, size = _image_of(svg), contract.shape[0]
-    row = image[2 * (size + 9) :][:size].reshape(size, TILES, size)
+    row = image[2 * (size + FOOT) :][:size].reshape(size, TILES, size)
     column = int(row.sum(axis=(0, 2), dtype=float).argmax())
     named = {
         round(place[0]) // size: text

@@ -75,7 +75,7 @@ def write(tmp_path: Path, context: ReportContext) -> Callable[..., str]:
     def write(
         runs: list[ReportedRun], refused: Sequence[Refusal] = (), context: ReportContext = context
     ) -> str:
-        write_report(tmp_path / "sub-01.html", "01", runs, refused, context)
+        write_report(tmp_path / "sub-01.html", "sub-01", runs, refused, context)
         return (tmp_path / "sub-01.html").read_text(encoding="utf-8")
 
     return write
@@ -92,7 +92,7 @@ def output(
     """Folder with the report of two runs that are done and two that were refused."""
     folder = tmp_path_factory.mktemp("output")
     runs = [make_run(number="01"), make_run(number="02")]
-    write_report(folder / "sub-01.html", "01", runs, [too_short, missing_content], context)
+    write_report(folder / "sub-01.html", "sub-01", runs, [too_short, missing_content], context)
     return folder
 
 
@@ -136,7 +136,7 @@ def test_lede_counts_runs_and_links_every_code(html: str) -> None:
     for code in ("too-short", "missing-content"):
         assert f'href="#reason-{code}"' in html
         assert f'id="reason-{code}"' in html
-        assert REASONS[code].meaning in text
+        assert REASONS[code].meaning[1:] in text
 
 
 def test_refusals_are_told_in_all_their_parts(html: str, too_short: Refusal) -> None:
@@ -164,7 +164,7 @@ def test_figures_of_the_page_equal_the_records(html: str, make_run: MakeRun) -> 
         f"{run.voxels:,}, 17 of them constant",
         f"31,415 ({100 * 31415 / (240 * run.voxels):.2g} %)",
         f"8 of 32 selected, {run.selected_seconds:.1f} s together",
-        f"mean {np.mean(run.displacement[1:]):.2f} mm",  # type: ignore[index]
+        f"displacement {np.mean(run.displacement[1:]):.2f} mm on average",  # type: ignore[index]
         f"{sum(value > 0.5 for value in run.displacement)} of 240 volumes above 0.5 mm",  # type: ignore[union-attr]
         f"192 values, norm {np.linalg.norm(run.embedding):.4g}",
         "none: the package has no head",
