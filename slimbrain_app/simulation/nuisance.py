@@ -100,11 +100,12 @@ def draw_drift(anatomy: Anatomy, volumes: int, generator: np.random.Generator) -
     """Return the scanner's drift: polynomials in time, each with a smooth map of its own."""
     orders = 3
     time = np.linspace(-1, 1, volumes)
-    series = np.polynomial.legendre.legvander(time, orders)[:, 1:]
-    series = series * np.sqrt(2 * np.arange(1, orders + 1) + 1)
-    maps = [draw_field(anatomy, 40.0, generator) for _ in range(orders)]
+    polynomials = np.polynomial.legendre.legvander(time, orders)[:, 1:]
+    # Legendre polynomials of order n have the variance 1 / (2n + 1).
+    series = polynomials * np.sqrt(2 * np.arange(1, orders + 1) + 1)
+    maps = [draw_field(anatomy, 40.0, generator) * anatomy.rest for _ in range(orders)]
     strength = np.float32(_DRIFT / np.sqrt(orders))
-    return Sources(weights=strength * anatomy.rest[:, None] * np.column_stack(maps), series=series)
+    return Sources(weights=strength * np.column_stack(maps), series=np.asarray(series))
 
 
 def _near_chest(anatomy: Anatomy) -> Floats:
@@ -116,4 +117,5 @@ def _near_chest(anatomy: Anatomy) -> Floats:
 def _pulsating(anatomy: Anatomy) -> Floats:
     """Fluid, and the great arteries at the brain's base."""
     distance = np.linalg.norm(anatomy.coordinates - (0, -10, -25), axis=1)
-    return np.maximum(anatomy.fluid, np.exp(-0.5 * (distance / 15) ** 2)).astype(np.float32)
+    arteries = np.exp(-0.5 * (distance / 15) ** 2)
+    return np.asarray(np.maximum(anatomy.fluid, arteries), dtype=np.float32)
