@@ -21,7 +21,7 @@ from slimbrain_app.bids.derivatives import (
 from slimbrain_app.bids.entities import Name, strip_prefix
 from slimbrain_app.bids.filters import Filter, build_filter, list_values, read_filter_file
 from slimbrain_app.bids.folders import File, Participant
-from slimbrain_app.bids.headers import Header, require_content, require_series
+from slimbrain_app.bids.headers import require_content, require_series
 from slimbrain_app.bids.masks import choose_confounds, choose_mask
 from slimbrain_app.bids.metadata import (
     Origin,
@@ -35,6 +35,7 @@ from slimbrain_app.bids.metadata import (
 from slimbrain_app.bids.runs import RunFiles, gather_runs, is_concatenation, other_spellings
 from slimbrain_app.bids.series import list_series, require_every_volume
 from slimbrain_app.bids.spaces import (
+    Wish,
     choose_grid,
     choose_way,
     lies_on_model_grid,
@@ -53,9 +54,6 @@ __all__ = [
     "list_participants",
     "read_filter_file",
 ]
-
-# Voxel edges (mm) beyond which a reader should know.
-SMALL_EDGE, LARGE_EDGE = 0.5, 6.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +76,16 @@ class Found:
         return worst(refusal.exit_code for refusal in self.refused)
 
 
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """What is asked of a dataset, and what is known of it."""
+
+    wanted: Filter
+    wish: Wish | None
+    tr: float | None
+    description: Description
+
+
 def discover(dataset: Path, select: Select, prepare: Prepare) -> Found:
     """Find all runs that are selected, participants in the order asked for.
 
@@ -86,17 +94,16 @@ def discover(dataset: Path, select: Select, prepare: Prepare) -> Found:
     CallRefused
         ``no-participant``, ``no-bold``, or ``no-runs``, which says which filter left nothing.
     """
-    wanted = build_filter(select)
+    query = _make_query(dataset, select, prepare)
     participants = _choose_participants(dataset, select)
-    description = read_description(dataset) or Description()
-    found = [_search(participant, description, wanted, prepare) for participant in participants]
+    found = [_search(participant, query) for participant in participants]
     together = Found(
         runs=tuple(run for one in found for run in one.runs),
         refused=tuple(refusal for one in found for refusal in one.refused),
         seen_bold=any(one.seen_bold for one in found),
     )
     if not together.runs and not together.refused:
-        raise _nothing_found(dataset, participants, wanted)
+        raise _nothing_found(dataset, participants, query.wanted)
     return together
 
 
@@ -108,23 +115,29 @@ def discover_participant(
     Reads nothing of any other participant. An unknown label, or filters that leave nothing, give
     an empty answer: what that means, only the whole call can tell.
     """
-    description = read_description(dataset) or Description()
     person = Participant(dataset, strip_prefix("sub", participant))
-    return _search(person, description, build_filter(select), prepare)
+    return _search(person, _make_query(dataset, select, prepare))
 
 
-def _search(
-    participant: Participant, description: Description, wanted: Filter, prepare: Prepare
-) -> Found:
+def _make_query(dataset: Path, select: Select, prepare: Prepare) -> _Query:
+    return _Query(
+        wanted=build_filter(select),
+        wish=parse_wish(prepare.space) if prepare.space else None,
+        tr=prepare.tr,
+        description=read_description(dataset) or Description(),
+    )
+
+
+def _search(participant: Participant, query: _Query) -> Found:
     try:
-        every = gather_runs(_list_functional(participant, wanted))
+        every = gather_runs(_list_functional(participant, query.wanted))
     except PermissionError as error:
         return Found(refused=(_denied(participant, error),))
     runs: list[Run] = []
     refused: list[Refusal] = []
-    for run in _select_runs(every, wanted, description):
+    for run in _select_runs(every, query):
         try:
-            resolved = _resolve(run, participant, description, wanted, prepare)
+            resolved = _resolve(run, participant, query)
             runs.append(replace(resolved, notices=(*_spellings(run, every), *resolved.notices)))
         except RunRefused as refusal:
             refused.append(Refusal.of(run.name, refusal))
@@ -137,26 +150,18 @@ def _list_functional(participant: Participant, wanted: Filter) -> Iterator[File]
             yield from participant.list_files("func", session)
 
 
-def _select_runs(
-    runs: tuple[RunFiles, ...], wanted: Filter, description: Description
-) -> Iterator[RunFiles]:
+def _select_runs(runs: tuple[RunFiles, ...], query: _Query) -> Iterator[RunFiles]:
+    wanted = query.wanted
     for run in runs:
         bold_left = not run.bold or any(wanted.admits_bold(file.name) for file in run.bold)
-        parts_there = description.made_by_xcp_d and is_concatenation(run, runs)
+        parts_there = query.description.made_by_xcp_d and is_concatenation(run, runs)
         if wanted.admits_run(Name(run.entities, "bold", "")) and bold_left and not parts_there:
             yield run
 
 
-def _resolve(
-    run: RunFiles,
-    participant: Participant,
-    description: Description,
-    wanted: Filter,
-    prepare: Prepare,
-) -> Run:
+def _resolve(run: RunFiles, participant: Participant, query: _Query) -> Run:
     """Choose the files of a run, and read what their headers and sidecars say."""
-    wish = parse_wish(prepare.space) if prepare.space else None
-    series = list_series(run, participant, wanted, description, wish)
+    series = list_series(run, participant, query.wanted, query.description, query.wish)
     way = choose_way([space_of(file.name) for file in series], run, participant)
     for transform in way.transforms:
         require_content(transform, participant.show(transform))
@@ -165,17 +170,16 @@ def _resolve(
     shown = participant.show(bold.path)
     require_series(header, shown)
     mask, mask_notices = choose_mask(bold, header, run, participant)
-    confounds, confounds_notices = choose_confounds(run, participant)
-    sidecars = _list_sidecars(bold, run, participant, description)
+    sidecars = _list_sidecars(bold, run, participant, query.description)
     stated, read = first_timing(sidecars, participant.dataset)
-    tr, tr_notices = resolve_repetition_time(prepare.tr, stated, header, shown)
+    tr, tr_notices = resolve_repetition_time(query.tr, stated, header, shown)
     cropped_only = way.rung == 0 and lies_on_model_grid(header.affine)
     return Run(
         entities=run.entities,
         dataset=participant.dataset,
         bold=bold.path,
         mask=mask,
-        confounds=confounds,
+        confounds=choose_confounds(run, participant),
         sidecars=read,
         transforms=way.transforms,
         space=way.space,
@@ -184,10 +188,8 @@ def _resolve(
         repetition_time=tr,
         notices=(
             *_several_grids(bold, grids, participant),
-            *_voxel_size(header, shown),
             *require_every_volume(bold, header, run, participant),
             *mask_notices,
-            *confounds_notices,
             *tr_notices,
         ),
     )
@@ -217,12 +219,6 @@ def _several_grids(bold: File, grids: list[File], participant: Participant) -> I
         others = ", ".join(file.path.name for file in grids if file != bold)
         message = f"{bold.path.name} is used; there is also {others}"
         yield Notice(code="several-grids", message=message, file=participant.show(bold.path))
-
-
-def _voxel_size(header: Header, shown: str) -> Iterator[Notice]:
-    if min(header.edges) < SMALL_EDGE or max(header.edges) > LARGE_EDGE:
-        edges = " x ".join(f"{edge:.3g}" for edge in header.edges)
-        yield Notice(code="voxel-size", message=f"voxels of {edges} mm are unusual", file=shown)
 
 
 def _spellings(run: RunFiles, runs: tuple[RunFiles, ...]) -> Iterator[Notice]:

@@ -50,8 +50,8 @@ def choose_mask(
     return mask, (_other_grid(mask, bold, participant),)
 
 
-def choose_confounds(run: RunFiles, participant: Participant) -> tuple[Path | None, list[Notice]]:
-    """Choose the confounds table of a run, by any name it ever had.
+def choose_confounds(run: RunFiles, participant: Participant) -> Path | None:
+    """Choose the confounds table of a run, by any name it ever had; None if there is none.
 
     xcp_d's table of motion stands in where there is no other.
 
@@ -64,9 +64,8 @@ def choose_confounds(run: RunFiles, participant: Participant) -> tuple[Path | No
         if tables:
             table = only_one(tables, "confounds table", participant)
             require_content(table, participant.show(table))
-            return table, []
-    message = "no confounds table: motion and dummy scans are unknown"
-    return None, [Notice(code="no-confounds", message=message)]
+            return table
+    return None
 
 
 def _is_brain_mask(name: Name) -> bool:

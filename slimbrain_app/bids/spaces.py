@@ -7,6 +7,7 @@ A, so it is the very file that a grid in B needs to sample data in A.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from slimbrain_app.bids.entities import Name
 from slimbrain_app.bids.folders import File, Participant
 from slimbrain_app.bids.headers import Header, read_header
 from slimbrain_app.bids.runs import RunFiles
-from slimbrain_app.errors import RunRefused
+from slimbrain_app.errors import CallRefused, RunRefused
 from slimbrain_app.records import Contract
 
 NATIVE = "boldref"
@@ -27,6 +28,7 @@ MODEL = Contract()
 
 # What fMRIPrep's --output-spaces takes for the run's own space.
 _NATIVE_WORDS = (NATIVE, "native", "func", "bold", "run", "sbref")
+_WISH = re.compile(r"(?P<space>[A-Za-z0-9]+)(?::(?:res|cohort)-\w+)*")
 # fMRIPrep 23.2 and later, nibabies and earlier, fMRIPrep 20.2 to 23.1.
 _COREGISTRATIONS = (("boldref", "coreg"), ("boldref", None), ("scanner", None))
 
@@ -63,11 +65,25 @@ class Wish:
 
 
 def parse_wish(text: str) -> Wish:
-    """Take ``S[:res-R][:cohort-C]`` apart; ``anat`` means T1w, as in fMRIPrep."""
-    space, *modifiers = text.split(":")
-    table = dict(part.split("-", 1) for part in modifiers if "-" in part)
-    space = "T1w" if space == "anat" else space
-    return Wish(space, table.get("res"), table.get("cohort"))
+    """Take ``S[:res-R][:cohort-C]`` apart; ``anat`` means T1w, as in fMRIPrep.
+
+    Raises
+    ------
+    CallRefused
+        ``usage``: another form.
+    """
+    parts = _WISH.fullmatch(text)
+    if parts is None:
+        raise CallRefused(
+            "usage",
+            file="--space",
+            expected="S[:res-R][:cohort-C], such as MNI152NLin6Asym:res-2",
+            found=text,
+            advice="name a space as it stands in the files' names, or leave the option out",
+        )
+    space = "T1w" if parts["space"] == "anat" else parts["space"]
+    resolution, cohort = (re.search(rf":{key}-(\w+)", text) for key in ("res", "cohort"))
+    return Wish(space, resolution and resolution[1], cohort and cohort[1])
 
 
 def space_of(name: Name) -> str:
@@ -95,8 +111,9 @@ def choose_way(spaces: Iterable[str], run: RunFiles, participant: Participant) -
     Raises
     ------
     RunRefused
-        Why the highest rung that has data does not hold: ``transform-missing``, ``ambiguous``,
-        ``no-template`` or ``no-space``.
+        ``no-template`` where TemplateFlow's transform would help, since that needs no new run of
+        fMRIPrep; else why the highest rung with data does not hold: ``transform-missing``,
+        ``ambiguous`` or ``no-space``.
     """
     refusals = []
     for space in sorted(set(spaces), key=lambda space: (_rank(space), space)):
@@ -104,7 +121,7 @@ def choose_way(spaces: Iterable[str], run: RunFiles, participant: Participant) -
             return _find_way(space, run, participant)
         except RunRefused as refusal:
             refusals.append(refusal)
-    raise refusals[0]
+    raise next((one for one in refusals if one.reason == "no-template"), refusals[0])
 
 
 def choose_grid(files: Iterable[File], participant: Participant) -> tuple[File, Header]:
