@@ -129,7 +129,13 @@ class Contract:
 
     @property
     def window_seconds(self) -> float:
+        """A window's duration."""
         return self.frames * self.frame_time
+
+    @property
+    def span_seconds(self) -> float:
+        """The time from a window's first frame to its last, which a run must fill."""
+        return (self.frames - 1) * self.frame_time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,3 +16,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder of example inputs; set SLIMBRAIN_SHARED_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Derivatives of two simulated people, one coarse run each; not to be changed."""
+    from slimbrain_app.simulation import SimulationSettings, simulate_dataset
+
+    folder = tmp_path_factory.mktemp("simulated") / "fmriprep"
+    settings = SimulationSettings(participants=2, volumes=40, voxel_size=6.0)
+    simulate_dataset(folder, settings)
+    return folder

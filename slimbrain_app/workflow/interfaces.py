@@ -85,7 +85,7 @@ class Prepare(Step):
             state.run,
             call.work / state.run.name,
             call.provenance.settings.prepare,
-            call.package.contract.window_seconds,
+            call.package.contract.span_seconds,
         )
         return replace(state, prepared=prepared)
 

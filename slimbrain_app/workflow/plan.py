@@ -9,7 +9,7 @@ from pathlib import Path
 from platform import python_version
 
 from slimbrain_app import __version__
-from slimbrain_app.bids.discover import Found, discover
+from slimbrain_app.bids.discover import Found, check_dataset, discover
 from slimbrain_app.bids.outputs import is_current, is_whole
 from slimbrain_app.bids.sidecars import Provenance
 from slimbrain_app.errors import CallRefused, RunRefused
@@ -57,6 +57,7 @@ def make_plan(dataset: Path, output: Path, settings: ParticipantSettings) -> Pla
         Whatever keeps the whole call from starting.
     """
     check_folders(dataset, output)
+    notices = check_dataset(dataset)
     found = discover(dataset, settings.select, settings.prepare)
     package = load_package(settings.model, [output / "models"])
     provenance = Provenance(
@@ -68,7 +69,7 @@ def make_plan(dataset: Path, output: Path, settings: ParticipantSettings) -> Pla
         dataset=dataset,
         output=output,
         participants=tuple(_sort_out(found, output, provenance)),
-        notices=found.notices,
+        notices=notices,
         package=package,
         device=_choose_device(settings.compute.device),
         provenance=provenance,
@@ -138,7 +139,7 @@ def _is_done(output: Path, run: Run, provenance: Provenance) -> bool:
 def _refuse_short(run: Run, provenance: Provenance) -> Refusal | None:
     contract = provenance.model.contract
     try:
-        check_length(run, provenance.settings.prepare, contract.window_seconds)
+        check_length(run, provenance.settings.prepare, contract.span_seconds)
     except RunRefused as error:
         return Refusal.of(run.name, error)
     return None

@@ -1,0 +1,292 @@
+"""The whole command, as a user meets it: real processes, real files, real exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from slimbrain_app.errors import Exit
+
+SLIMBRAIN = str(Path(sys.executable).with_name("slimbrain"))
+RUN = "sub-01_task-rest_run-01"
+STEM = f"{RUN}_space-MNI152NLin2009cAsym"
+FILES = {
+    ".bidsignore",
+    "README.md",
+    "dataset_description.json",
+    "logs/CITATION.md",
+    "logs/CALL/command.txt",
+    "logs/CALL/slimbrain.log",
+    "logs/CALL/slimbrain.toml",
+    "logs/status.json",
+    "logs/sub-01.lock",
+    "logs/sub-01_status.json",
+    "sub-01.html",
+    f"sub-01/figures/{RUN}_desc-slimbrain_coverage.svg",
+    f"sub-01/figures/{RUN}_desc-slimbrain_embedding.svg",
+    f"sub-01/figures/{RUN}_desc-slimbrain_windows.svg",
+    f"sub-01/func/{STEM}_desc-slimbrain_mask.json",
+    f"sub-01/func/{STEM}_desc-slimbrain_mask.nii.gz",
+    f"sub-01/func/{STEM}_desc-slimbrain_windows.json",
+    f"sub-01/func/{STEM}_desc-slimbrain_windows.tsv",
+    f"sub-01/func/{STEM}_stat-mean_desc-slimbrain_embeddings.json",
+    f"sub-01/func/{STEM}_stat-mean_desc-slimbrain_embeddings.tsv",
+}
+
+
+def slimbrain(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [SLIMBRAIN, *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=300, **options
+    )
+
+
+def list_files(folder: Path) -> set[str]:
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {_without_time(name).as_posix() for name in names}
+
+
+def _without_time(name: Path) -> Path:
+    parts = list(name.parts)
+    if parts[0] == "logs" and len(parts) > 2:
+        parts[1] = "CALL"
+    return Path(*parts)
+
+
+def read_numbers(folder: Path) -> dict[str, bytes]:
+    endings = (".tsv", ".nii.gz", ".npy")
+    files = [path for path in folder.rglob("*") if path.name.endswith(endings)]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="session")
+def one_person(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one") / "fmriprep"
+    shutil.copytree(simulated, folder)
+    shutil.rmtree(folder / "sub-02")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(one_person: Path, tmp_path_factory: pytest.TempPathFactory):
+    output = tmp_path_factory.mktemp("finished") / "out"
+    return output, slimbrain(one_person, output, "participant", "--nprocs", 1)
+
+
+def test_one_call_writes_what_is_promised_and_nothing_else(finished):
+    output, result = finished
+    assert result.returncode == Exit.DONE, result.stderr
+    found = list_files(output)
+    assert found - FILES == set(), "found, not expected"
+    assert FILES - found == set(), "expected, not found"
+
+
+def test_untrained_weights_are_called_so_wherever_they_speak(finished):
+    output, result = finished
+    assert "UNTRAINED" in result.stderr
+    assert "untrained" in (output / "sub-01.html").read_text().lower()
+    for sidecar in output.rglob("*_desc-slimbrain_*.json"):
+        assert json.loads(sidecar.read_text())["Model"]["Trained"] is False
+
+
+def test_output_is_a_valid_bids_derivative(finished):
+    validator = shutil.which("bids-validator-deno", path=Path(sys.executable).parent)
+    if validator is None:
+        pytest.skip("no bids-validator-deno in this environment")
+    config = Path(__file__).parents[2] / "bids_validator_config.json"
+    command = [validator, "--json", "--config", str(config), str(finished[0])]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    issues = json.loads(result.stdout)["issues"]["issues"]
+    assert issues == []
+
+
+def test_output_holds_no_absolute_path(finished, one_person):
+    output, _ = finished
+    for file in output.rglob("*.*"):
+        if file.is_file() and "logs" not in file.parts:
+            content = file.read_bytes()
+            assert str(one_person).encode() not in content
+            assert str(output).encode() not in content
+
+
+def test_a_second_identical_call_does_no_work_and_says_so(one_person, finished):
+    output, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("sub-*") if path.is_file()}
+    result = slimbrain(one_person, output, "participant")
+    assert result.returncode == Exit.DONE
+    assert "Nothing was done" in result.stderr
+    assert "up to date" in result.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_results_depend_neither_on_the_folder_nor_on_processes_or_threads(
+    one_person, finished, tmp_path
+):
+    options = ("--nprocs", 2, "--omp-nthreads", 2, "--work-dir", tmp_path / "work")
+    result = slimbrain(one_person, tmp_path / "out", "participant", *options)
+    assert result.returncode == Exit.DONE, result.stderr
+    assert read_numbers(tmp_path / "out") == read_numbers(finished[0])
+
+
+def test_work_folder_is_empty_after_success(one_person, tmp_path):
+    work = tmp_path / "work"
+    slimbrain(one_person, tmp_path / "out", "participant", "--nprocs", 1, "-w", work)
+    assert list(work.iterdir()) == []
+
+
+def test_settings_that_were_written_give_the_same_result_when_fed_back(
+    one_person, finished, tmp_path
+):
+    arguments = ["--nprocs", 1, "--windows", 2, "--ranking", "random", "--seed", 5]
+    slimbrain(one_person, tmp_path / "a", "participant", *arguments)
+    (written,) = (tmp_path / "a" / "logs").glob("*/slimbrain.toml")
+    slimbrain(one_person, tmp_path / "b", "participant", "--config", written)
+    assert read_numbers(tmp_path / "a") == read_numbers(tmp_path / "b")
+    assert read_numbers(tmp_path / "a") != read_numbers(finished[0])
+
+
+def test_a_changed_setting_redoes_the_run(one_person, tmp_path):
+    output = tmp_path / "out"
+    slimbrain(one_person, output, "participant", "--nprocs", 1)
+    before = read_numbers(output)
+    result = slimbrain(one_person, output, "participant", "--nprocs", 1, "--windows", 1)
+    assert " done " in result.stdout
+    assert read_numbers(output) != before
+
+
+def test_one_bad_run_does_not_stop_the_other(simulated, tmp_path):
+    dataset = tmp_path / "fmriprep"
+    shutil.copytree(simulated, dataset)
+    (bold,) = (dataset / "sub-02").rglob("*_bold.nii.gz")
+    bold.write_bytes(bold.read_bytes()[: bold.stat().st_size // 2])
+    result = slimbrain(dataset, tmp_path / "out", "participant", "--nprocs", 1)
+    assert result.returncode == Exit.DATA
+    assert "[truncated]" in result.stderr
+    assert bold.relative_to(dataset).as_posix() in result.stderr
+    assert "What to do:" in result.stderr
+    status = json.loads((tmp_path / "out/logs/status.json").read_text())
+    assert [run["state"] for person in status for run in person["runs"]] == ["done", "refused"]
+    assert not list((tmp_path / "out/sub-02").rglob("*.tsv"))
+    assert "truncated" in (tmp_path / "out/sub-02.html").read_text()
+
+
+def test_dry_run_tells_the_end_and_writes_nothing(one_person, tmp_path):
+    output = tmp_path / "out"
+    result = slimbrain(one_person, output, "participant", "--dry-run")
+    assert result.returncode == Exit.DONE
+    assert f"would do      {RUN}" in result.stdout
+    assert not output.exists()
+
+
+def test_dry_run_exits_as_the_real_run_would(one_person, tmp_path):
+    arguments = (one_person, tmp_path / "out", "participant", "--dummy-scans", 35)
+    dry = slimbrain(*arguments, "--dry-run")
+    assert dry.returncode == slimbrain(*arguments, "--nprocs", 1).returncode == Exit.DATA
+    assert "too-short" in dry.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["{data}", "{out}", "participant", "--participant-label", "O1"], 66, ["O1", "01"]),
+        (["{data}", "{out}", "participant", "--task-id", "movie"], 66, ["movie", "rest"]),
+        (["{data}/gone", "{out}", "participant"], 66, ["gone"]),
+        (["{data}", "{data}", "participant"], 64, ["same-folder"]),
+        (["{data}", "{data}/sub-01/x", "participant"], 64, ["same-folder"]),
+        (["{data}", "{out}", "participant", "-w", "{data}/work"], 64, ["work-in-input"]),
+        (["{data}", "{out}", "participant", "--model", "tinny"], 78, ["tinny", "tiny"]),
+        (["{data}", "{out}", "participant", "--config", "{data}/README"], 78, ["settings-bad"]),
+        (["{data}", "{out}", "participant", "--windows", "0"], 64, ["--windows"]),
+        (["{data}", "{out}", "participant", "--tr", "40"], 78, ["tr"]),
+        (["{data}", "{out}", "participant", "--device", "cuda:9"], 69, ["device-missing"]),
+        (["{data}", "{out}"], 64, ["analysis_level"]),
+    ],
+)
+def test_a_call_that_cannot_start_says_why_and_leaves_no_trace(
+    one_person, tmp_path, arguments, code, words
+):
+    output = tmp_path / "out"
+    filled = [word.format(data=one_person, out=output) for word in arguments]
+    result = slimbrain(*filled)
+    assert result.returncode == code
+    assert all(word in result.stderr for word in words), result.stderr
+    assert "Traceback" not in result.stderr
+    assert not output.exists()
+
+
+def test_a_participant_at_work_elsewhere_is_left_to_the_other(one_person, tmp_path):
+    output = tmp_path / "out"
+    (output / "logs").mkdir(parents=True)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time; from pathlib import Path; from slimbrain_app.files import lock\n"
+            "with lock(Path(sys.argv[1]), ''): print('held', flush=True); time.sleep(100)",
+            str(output / "logs/sub-01.lock"),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        result = slimbrain(one_person, output, "participant", "--nprocs", 1)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert result.returncode == Exit.TRY_AGAIN
+    assert "locked" in result.stdout
+    assert not (output / "sub-01.html").exists()
+    assert slimbrain(one_person, output, "participant", "--nprocs", 1).returncode == Exit.DONE
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_ends_in_seconds_with_whole_files_only(one_person, tmp_path, processes):
+    output = tmp_path / "out"
+    arguments = [one_person, output, "participant", "--nprocs", processes, "-w", tmp_path / "work"]
+    process = subprocess.Popen(
+        [SLIMBRAIN, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(output.glob("logs/*/command.txt")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == Exit.TRY_AGAIN, errors
+    assert "start the same command again" in errors
+    assert not [name for name in list_files(output) if ".slimbrain-" in name]
+    assert slimbrain(one_person, output, "participant", "--nprocs", 1).returncode == Exit.DONE
+
+
+def test_help_is_quick_because_it_loads_nothing_heavy():
+    script = (
+        "import sys\nfrom slimbrain_app.cli.app import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'nipype', 'nibabel', 'pandas', 'numpy', 'bids', 'rich', 'pydantic'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_socket_is_opened(one_person, tmp_path, monkeypatch):
+    """Compute nodes have no network: nothing may look for news or templates there."""
+    blocker = tmp_path / "sitecustomize.py"
+    blocker.write_text(
+        "import socket\n"
+        "def refuse(*_):\n    raise SystemExit('a socket was opened')\n"
+        "socket.socket.connect = socket.socket.connect_ex = refuse\n"
+        "socket.getaddrinfo = refuse\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = slimbrain(one_person, tmp_path / "out", "participant", "--nprocs", 1)
+    assert result.returncode == Exit.DONE, result.stderr
