@@ -256,7 +256,7 @@ class RunStatus:
     """How a run that was found has ended.
 
     ``state`` is ``done`` in this call, ``current`` where an earlier call had done it, or
-    ``refused``. Seconds and peak memory (MiB) are those of this call.
+    ``refused``. ``spent`` holds each step's seconds in this call, and ``peak_mib`` the memory (MiB).
     """
 
     run: str
@@ -264,5 +264,9 @@ class RunStatus:
     outputs: tuple[str, ...] = ()
     notices: tuple[Notice, ...] = ()
     refusal: Refusal | None = None
-    seconds: float = 0.0
+    spent: tuple[tuple[str, float], ...] = ()
     peak_mib: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return sum(seconds for _, seconds in self.spent)

@@ -23,7 +23,7 @@ def read_status(output: Path, participant: str) -> tuple[RunStatus, ...]:
     try:
         content = json.loads(_place(output, participant).read_text(encoding="utf-8"))
         return tuple(_restore(run) for run in content["runs"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ()
 
 
@@ -56,7 +56,7 @@ def _describe(status: RunStatus) -> dict[str, Any]:
         "message": refusal.message if refusal else None,
         "refusal": asdict(refusal) if refusal else None,
         "warnings": [asdict(notice) for notice in status.notices],
-        "seconds": round(status.seconds, 2),
+        "seconds": {step: round(seconds, 3) for step, seconds in status.spent},
         "peak_mib": round(status.peak_mib),
         "outputs": list(status.outputs),
     }
@@ -68,7 +68,7 @@ def _restore(run: Mapping[str, Any]) -> RunStatus:
         state=run["state"],
         refusal=Refusal(**run["refusal"]) if run["refusal"] else None,
         notices=tuple(Notice(**notice) for notice in run["warnings"]),
-        seconds=run["seconds"],
+        spent=tuple(run["seconds"].items()),
         peak_mib=run["peak_mib"],
         outputs=tuple(run["outputs"]),
     )

@@ -47,6 +47,6 @@ class RunState:
             outputs=self.outputs,
             notices=tuple(n for result in results if result for n in result.notices),
             refusal=self.refusal,
-            seconds=sum(seconds for _, seconds in self.spent),
+            spent=self.spent,
             peak_mib=self.peak_mib,
         )

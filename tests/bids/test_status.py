@@ -16,7 +16,7 @@ DONE = RunStatus(
     state="done",
     outputs=("a", "b"),
     notices=(Notice(code="low-coverage", message="80 %"),),
-    seconds=1.5,
+    spent=(("prepare", 1.5), ("rank", 0.25)),
     peak_mib=300,
 )
 REFUSED = RunStatus(
