@@ -323,8 +323,8 @@ def _guard_relaxed(settings: Rank, moving: Floats, chosen: Integers) -> Notice:
         code="guard-relaxed",
         message=(
             f"{np.sum(moving <= MOVING_SHARE)} of {len(moving)} windows pass the motion guard; "
-            f"{len(relaxed)} more are selected, with {moving[relaxed].mean():.0%} of their frames "
-            f"above {settings.fd_threshold:g} mm"
+            f"{len(relaxed)} of the {len(chosen)} selected do not: "
+            f"{moving[relaxed].mean():.0%} of their frames are above {settings.fd_threshold:g} mm"
         ),
     )
 

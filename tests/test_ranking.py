@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
+from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
+from slimbrain_app.prepare.store import quantise, scales
 from slimbrain_app.ranking import (
     combine_shares,
     draw_scores,
     have_partners,
     list_starts,
+    rank_run,
     select_windows,
     spread_scores,
     standardise,
     subspace_shares,
 )
+from slimbrain_app.records import Contract, PreparedRun, RankedRun
+from slimbrain_app.settings import Rank
 
 FRAMES, CELLS, ARTEFACT = 415, 90, 200
 
@@ -253,3 +263,184 @@ def test_all_means_all_that_pass_the_guard(
 def test_equal_scores_go_to_the_earlier_onset() -> None:
     scores, starts = np.array([1.0, 2, 2, 1, 1, 2]), list_starts(140)
     assert select_windows(scores, starts, 40, 4, np.zeros(6)).tolist() == [1, 2, 5, 0]
+
+
+def store(folder: Path, cells: np.ndarray, **record: Any) -> PreparedRun:
+    """Prepare a run with one voxel in each of so many cells."""
+    mean, scale = cells.mean(0), scales(cells.std(0).astype(np.float64))
+    signal, _ = quantise(cells, mean, scale)
+    places = np.stack(np.unravel_index(np.arange(cells.shape[1]) * 19, (12, 12, 12))) * 8 + 3
+    voxels = np.ravel_multi_index(tuple(places), (96, 96, 96)).astype(np.int32)
+    arrays = {"signal": signal, "mean": mean, "scale": scale, "voxels": voxels}
+    folder.mkdir(exist_ok=True)
+    for name, values in arrays.items():
+        np.save(folder / f"{name}.npy", values)
+    return make_record(folder, volumes=len(cells), voxels=cells.shape[1], **record)
+
+
+def make_record(folder: Path, **record: Any) -> PreparedRun:
+    plain = PreparedRun(
+        folder=folder,
+        volumes=FRAMES,
+        voxels=CELLS,
+        tr=0.72,
+        dummy_scans=0,
+        coverage=1.0,
+        mean=0.0,
+        deviation=1.0,
+        constant_voxels=0,
+        clipped_values=0,
+        replaced_values=0,
+        displacement=(0.1,) * FRAMES,
+        checksums=(),
+        fingerprint="",
+        notices=(),
+    )
+    return replace(plain, **record)
+
+
+def rank(
+    prepared: PreparedRun, extractor: TemporalExtractor | None = None, **settings: Any
+) -> RankedRun:
+    return rank_run(prepared, Contract(), extractor, Rank(**settings), 0, "sub-01_task-rest")
+
+
+def codes(ranked: RankedRun) -> list[str]:
+    return [notice.code for notice in ranked.notices]
+
+
+def move(*spans: tuple[int, int]) -> tuple[float, ...]:
+    """Make a displacement of 0.1 mm, and of 2 mm in the given volumes."""
+    displacement = np.full(FRAMES, 0.1)
+    for first, after in spans:
+        displacement[first:after] = 2
+    return tuple(displacement)
+
+
+@pytest.fixture
+def artefact(tmp_path: Path) -> PreparedRun:
+    moving = move((ARTEFACT, ARTEFACT + 40))
+    return store(tmp_path, make_cells(0, artefact=True), displacement=moving)
+
+
+@pytest.mark.parametrize("mode", ["mutual", "representative", "novelty"])
+def test_guard_keeps_the_artefact_out_of_the_selected(artefact: PreparedRun, mode: str) -> None:
+    ranked = rank(artefact, mode=mode)
+    assert len(ranked.selected) == 8
+    assert all(window.censored_frames == 0 for window in ranked.selected)
+    assert codes(ranked) == []
+
+
+def test_novelty_without_guard_takes_the_artefact_and_warns(artefact: PreparedRun) -> None:
+    ranked = rank(artefact, mode="novelty", fd_threshold=0)
+    assert abs(ranked.selected[0].start - ARTEFACT) < 40
+    assert codes(ranked) == ["unguarded"]
+
+
+def test_mutual_without_guard_puts_the_artefact_last(artefact: PreparedRun) -> None:
+    ranked = rank(artefact, fd_threshold=0)
+    last = max(ranked.windows, key=lambda window: window.rank)
+    assert abs(last.start - ARTEFACT) < 40
+    assert codes(ranked) == []
+
+
+def test_unknown_motion_switches_the_guard_off_and_says_so(artefact: PreparedRun) -> None:
+    ranked = rank(replace(artefact, displacement=None))
+    assert codes(ranked) == ["unguarded"]
+    assert all(window.censored_frames == 0 for window in ranked.windows)
+    assert ranked.windows == rank(artefact, fd_threshold=0).windows
+
+
+def test_too_few_still_windows_are_refilled_and_said(tmp_path: Path) -> None:
+    prepared = store(tmp_path, make_cells(0), displacement=move((0, 260), (320, 340)))
+    ranked = rank(prepared)
+    still = [window for window in ranked.selected if window.censored_frames <= 8]
+    assert [window.rank for window in still] == [1, 2, 3, 4]
+    assert [window.censored_frames for window in ranked.selected[4:]] == [20, 20, 20, 40]
+    assert codes(ranked) == ["guard-relaxed"]
+    assert ranked.notices[0].message == (
+        "5 of 20 windows pass the motion guard; 4 of the 8 selected do not: "
+        "62% of their frames are above 0.5 mm"
+    )
+
+
+def test_frames_at_the_threshold_are_still(tmp_path: Path) -> None:
+    prepared = store(tmp_path, make_cells(0), displacement=(0.5,) * FRAMES)
+    assert all(window.censored_frames == 0 for window in rank(prepared).windows)
+
+
+@pytest.mark.parametrize("frames", [40, 79])
+def test_run_of_overlapping_windows_is_ordered_by_onset_and_said(
+    tmp_path: Path, frames: int
+) -> None:
+    prepared = store(tmp_path, make_cells(0)[:frames], displacement=(0.0,) * frames)
+    ranked = rank(prepared)
+    assert codes(ranked) == ["not-ranked"]
+    assert all(window.saliency == 0 and window.selected for window in ranked.windows)
+    assert [window.rank for window in ranked.windows] == list(range(1, len(ranked.windows) + 1))
+    assert "not ranked" in ranked.method
+
+
+def test_onsets_count_from_the_first_volume_of_the_source(tmp_path: Path) -> None:
+    prepared = make_record(tmp_path, volumes=100, tr=2.0, dummy_scans=3, displacement=(0.0,) * 100)
+    windows = rank(prepared, mode="first").windows
+    assert [window.start for window in windows] == [*range(0, 221, 20), 235]
+    assert windows[0].onset == 6.0
+    assert windows[-1].onset == pytest.approx(6 + 235 * 0.72)
+    assert windows[0].duration == pytest.approx(28.8)
+
+
+@pytest.mark.parametrize("mode", ["mutual", "representative", "novelty", "random", "first"])
+def test_ranks_follow_the_score_among_selected_and_among_others(
+    artefact: PreparedRun, mode: str
+) -> None:
+    windows = sorted(rank(artefact, mode=mode, windows=5).windows, key=lambda w: w.rank)
+    assert [window.rank for window in windows] == list(range(1, len(windows) + 1))
+    assert [window.selected for window in windows] == [True] * 5 + [False] * (len(windows) - 5)
+    for group in (windows[:5], windows[5:]):
+        scores = [window.saliency for window in group]
+        assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("mode", ["random", "uniform", "first"])
+def test_modes_that_do_not_judge_do_not_read_the_signal(tmp_path: Path, mode: str) -> None:
+    ranked = rank(make_record(tmp_path / "nothing here"), mode=mode)
+    assert len(ranked.selected) == 8
+    assert ranked.method.startswith(mode)
+
+
+def test_scores_are_those_of_the_signal_before_storing(tmp_path: Path) -> None:
+    cells = make_cells(1)
+    prepared = store(tmp_path, cells)
+    saliency = [window.saliency for window in rank(prepared).windows]
+    assert np.corrcoef(saliency, score(cells, list_starts(FRAMES)))[0, 1] > 0.99
+
+
+def test_scaled_run_is_ranked_alike(tmp_path: Path) -> None:
+    one = store(tmp_path / "one", make_cells(1))
+    two = store(tmp_path / "two", make_cells(1) * 8)
+    assert rank(one).windows == rank(two).windows
+
+
+@pytest.mark.parametrize("judge", ["weightless", "extractor"])
+def test_threads_do_not_change_the_ranking(tmp_path: Path, judge: str) -> None:
+    prepared = store(tmp_path, make_cells(1))
+    extractor = TemporalExtractor(ExtractorSizes()) if judge == "extractor" else None
+    with threadpool_limits(1):
+        one = rank(prepared, extractor)
+    with threadpool_limits(2):
+        two = rank(prepared, extractor)
+    assert one == two
+    assert judge in one.method
+
+
+def test_method_tells_what_scored(artefact: PreparedRun) -> None:
+    assert rank(artefact).method == (
+        "mutual, weightless: subspace shares of 64 principal components"
+    )
+
+
+def test_more_windows_than_there_are_selects_all(artefact: PreparedRun) -> None:
+    ranked = rank(artefact, windows=100)
+    assert len(ranked.selected) == len(ranked.windows)
+    assert codes(ranked) == ["guard-relaxed"]
