@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slimbrain_app.prepare.grid import template_brain
 from slimbrain_app.records import Contract, Window
-from slimbrain_app.report.contents import join_spans
+from slimbrain_app.report.contents import ReportedRun, join_spans
 from slimbrain_app.report.svg import (
     BLUE,
     GREY,
@@ -43,13 +44,14 @@ def draw_coverage(
     name: str,
     mean_image: NDArray[np.float32],
     mask: NDArray[np.bool_],
-    template: NDArray[np.bool_],
     contract: Contract,
 ) -> str:
-    """Draw the run's mask and the template's edge over the mean image, in three planes.
+    """Draw a run's mask and the template's edge over its mean image, in three planes.
 
-    Arrays are on the model grid (RAS+), shape (96, 96, 96). Left is drawn on the left.
+    Arrays are on the model grid (RAS+), shape (96, 96, 96). Left is drawn on the left. ``name``
+    is the run's.
     """
+    template = template_brain()
     cuts = {axis: cut_places(template, axis) for axis in _PLANES}
     height, width = mosaic(mask, cuts).shape
     with new_figure(width / POINTS, height / POINTS) as figure:
@@ -71,7 +73,7 @@ def draw_coverage(
             "Mean image on the model grid in axial, coronal and sagittal planes, left on the left. "
             "The run's brain mask is a solid orange line, the template's edge a dashed blue one."
         )
-        return write_svg(figure, name, description).replace(_PIXELS, "")
+        return write_svg(figure, f"{name}_coverage", description).replace(_PIXELS, "")
 
 
 def cut_places(template: NDArray[np.bool_], axis: int) -> list[int]:
@@ -100,53 +102,39 @@ def mosaic(volume: Volume, cuts: dict[int, list[int]]) -> NDArray[np.float32]:
     return np.vstack(rows)
 
 
-def draw_windows(
-    name: str,
-    windows: Sequence[Window],
-    displacement: Sequence[float] | None,
-    *,
-    tr: float,
-    dummy_scans: int,
-    threshold: float,
-) -> str:
-    """Draw motion (mm) and saliency over the seconds of a run, with the selected windows."""
-    panels = 1 if displacement is None else 2
-    with new_figure(9, 1.4 + 1.2 * (panels - 1)) as figure:
-        above = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
-        for axes in above:
-            _shade_selected(axes, windows)
-            if dummy_scans:
-                axes.axvspan(0, dummy_scans * tr, color=GREY, alpha=0.4, linewidth=0)
-        if displacement is not None:
-            onsets = (dummy_scans + np.arange(len(displacement))) * tr
-            _draw_displacement(above[0], onsets, np.array(displacement, float), threshold)
-        _draw_saliency(above[-1], windows)
-        above[-1].set_xlabel("seconds from the first volume")
-        above[-1].set_xlim(0, max(window.onset + window.duration for window in windows))
-        chosen = sum(window.selected for window in windows)
-        motion = "" if displacement is None else "framewise displacement and "
+def draw_windows(run: ReportedRun, threshold: float) -> str:
+    """Draw motion, its threshold (mm) and saliency over a run's seconds, and selected windows."""
+    known = run.displacement is not None
+    with new_figure(9, 2.6 if known else 1.4) as figure:
+        panels = figure.subplots(2 if known else 1, 1, sharex=True, squeeze=False)[:, 0]
+        for axes in panels:
+            _shade_time(axes, run)
+        if known:
+            _draw_displacement(panels[0], run, threshold)
+        _draw_saliency(panels[-1], run.windows)
+        panels[-1].set_xlabel("seconds from the first volume")
+        panels[-1].set_xlim(0, (run.dummy_scans + run.volumes) * run.tr)
         description = (
-            f"Over the time of the run: {motion}saliency of {len(windows)} windows, "
-            f"of which {chosen} are selected and shaded."
+            f"Over the time of the run: {'framewise displacement and ' if known else ''}saliency "
+            f"of {len(run.windows)} windows, of which {len(run.selected)} are selected and shaded."
         )
-        return write_svg(figure, name, description)
+        return write_svg(figure, f"{run.name}_windows", description)
 
 
-def draw_embedding(
-    name: str, embedding: NDArray[np.float32], views: NDArray[np.float32] | None
-) -> str:
-    """Draw the run's embedding and its views as strips, and how alike the views are."""
-    several = views is not None and len(views) > 1
-    rows = embedding[None] if views is None else np.vstack([embedding[None], views])
-    with new_figure(9, 0.9 + 0.09 * min(len(rows), 16) if several else 0.9) as figure:
+def draw_embedding(run: ReportedRun) -> str:
+    """Draw a run's embedding and its views as strips, and how alike the views are."""
+    mean = run.embedding[None]
+    views = mean[:0] if run.views is None else run.views
+    several = len(views) > 1
+    with new_figure(9, 0.9 + 0.09 * min(len(views), 16)) as figure:
         ratios = [4, 1] if several else [1]
         panels = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
-        _draw_strips(panels[0], rows)
-        if views is not None and several:
+        _draw_strips(panels[0], np.vstack([mean, views]))
+        if several:
             _draw_similarity(panels[1], cosine_similarity(views))
         likeness = ", and the cosine similarity of each pair of views" if several else ""
         description = f"Values of the run's embedding as a strip of colours{likeness}."
-        return write_svg(figure, name, description)
+        return write_svg(figure, f"{run.name}_embedding", description)
 
 
 def cosine_similarity(views: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -204,20 +192,22 @@ def _name_cut(axis: int, millimetres: float) -> str:
     return f"{'xyz'[axis]} = {millimetres:+.1f}{side}".replace("-", "\N{MINUS SIGN}")
 
 
-def _shade_selected(axes: Axes, windows: Sequence[Window]) -> None:
-    for onset, end in join_spans(windows):
+def _shade_time(axes: Axes, run: ReportedRun) -> None:
+    for onset, end in join_spans(run.windows):
         axes.axvspan(onset, end, color=BLUE, alpha=0.14, linewidth=0)
+    if run.dummy_scans:
+        axes.axvspan(0, run.dummy_scans * run.tr, color=GREY, alpha=0.4, linewidth=0)
 
 
-def _draw_displacement(
-    axes: Axes, onsets: NDArray[np.floating], values: NDArray[np.floating], threshold: float
-) -> None:
+def _draw_displacement(axes: Axes, run: ReportedRun, threshold: float) -> None:
+    values = np.array(run.displacement)
+    onsets = (run.dummy_scans + np.arange(len(values))) * run.tr
     axes.plot(onsets, values, color=INK, linewidth=0.7)
     if threshold:
         above = values > threshold
         axes.axhline(threshold, color=VERMILLION, linewidth=0.8, linestyle="dashed")
         axes.plot(onsets[above], values[above], "x", color=VERMILLION, markersize=4)
-    axes.set_ylim(0, max(1.1 * float(values.max()), 1.6 * threshold, 0.1))
+    axes.set_ylim(0, max(1.1 * values.max(), 1.6 * threshold, 0.1))
     axes.set_ylabel("displacement\n(mm)")
 
 
@@ -250,7 +240,7 @@ def _draw_strips(axes: Axes, rows: NDArray[np.float32]) -> None:
     axes.set_yticks([0], ["run"])
     if len(rows) > 1:
         axes.axhline(0.5, color="white", linewidth=2)
-        axes.set_yticks([0, (len(rows)) / 2], ["run", "views"])
+        axes.set_yticks([0, len(rows) / 2], ["run", "views"])
     axes.set_xlabel("dimension of the embedding")
     axes.figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from slimbrain_app.settings import write_settings
 
 # Mail servers stop at 5 MB; a megabyte is left for the text.
 INLINE_BYTES = 4_000_000
+
+KINDS = ("coverage", "windows", "embedding")
 
 RUNGS = {
     0: "already in the model's space",
@@ -41,11 +43,11 @@ _ABSOLUTE_PATH = re.compile(rf"(?:file:/+|(?<![\w.:/…-])/)(?:{_PART}+/)*({_PAR
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawing:
-    """A figure of a run: its file below the output folder, and its SVG if it is inlined."""
+    """A figure of a run. ``svg`` is empty where the page links to ``file`` instead."""
 
     kind: str
     file: str
-    svg: str | None
+    svg: str
 
 
 def write_report(
@@ -57,8 +59,9 @@ def write_report(
 ) -> None:
     """Write a participant's page to ``path``, and figures to ``<participant>/figures/`` beside it.
 
-    ``participant`` has its prefix, ``sub-01``. The figures stand in the page as well, so that it can be mailed; where it would become too
-    long for that, the last runs' figures are linked. The page tells no folder of this machine.
+    ``participant`` has its prefix, ``sub-01``. The figures stand in the page as well, so that it
+    can be mailed; where it would become too long for that, the last runs' figures are linked. The
+    page tells no folder of this machine.
 
     Raises
     ------
@@ -121,43 +124,28 @@ def hide_paths(value: Any) -> Any:
 def _draw_run(
     run: ReportedRun, context: ReportContext, output: Path, folder: Path
 ) -> Iterator[Drawing]:
-    for kind, draw in _painters(run, context).items():
+    for kind in KINDS:
         file = folder / f"{run.name}_desc-slimbrain_{kind}.svg"
-        if not (run.done_before and (output / file).exists()):
-            svg = draw()
-            if svg is None:
+        if run.done_before and (output / file).exists():
+            svg = (output / file).read_text(encoding="utf-8")
+        else:
+            svg = _draw(kind, run, context)
+            if not svg:
                 continue
-            write_text(output / file, svg + "\n")
-        text = (output / file).read_text(encoding="utf-8")
-        yield Drawing(kind=kind, file=file.as_posix(), svg=text)
+            write_text(output / file, svg)
+        yield Drawing(kind=kind, file=file.as_posix(), svg=svg)
 
 
-def _painters(run: ReportedRun, context: ReportContext) -> dict[str, Callable[[], str | None]]:
-    from slimbrain_app.prepare.grid import template_brain
+def _draw(kind: str, run: ReportedRun, context: ReportContext) -> str:
     from slimbrain_app.report.figures import draw_coverage, draw_embedding, draw_windows
 
-    def coverage() -> str | None:
-        if run.mean_image is None or run.mask is None:
-            return None
-        contract = context.model.contract
-        return draw_coverage(
-            f"{run.name}_coverage", run.mean_image, run.mask, template_brain(), contract
-        )
-
-    def windows() -> str:
-        return draw_windows(
-            f"{run.name}_windows",
-            run.windows,
-            run.displacement,
-            tr=run.tr,
-            dummy_scans=run.dummy_scans,
-            threshold=context.settings.rank.fd_threshold,
-        )
-
-    def embedding() -> str:
-        return draw_embedding(f"{run.name}_embedding", run.embedding, run.views)
-
-    return {"coverage": coverage, "windows": windows, "embedding": embedding}
+    if kind == "windows":
+        return draw_windows(run, context.settings.rank.fd_threshold)
+    if kind == "embedding":
+        return draw_embedding(run)
+    if run.mean_image is None or run.mask is None:
+        return ""
+    return draw_coverage(run.name, run.mean_image, run.mask, context.model.contract)
 
 
 def _fit_in(drawings: Mapping[str, Iterable[Drawing]]) -> dict[str, list[Drawing]]:
@@ -165,10 +153,9 @@ def _fit_in(drawings: Mapping[str, Iterable[Drawing]]) -> dict[str, list[Drawing
     fitted = defaultdict(list)
     for name, several in drawings.items():
         for drawing in several:
-            size = len(drawing.svg or "")
-            inline = size <= room
-            room -= size if inline else 0
-            fitted[name].append(drawing if inline else replace(drawing, svg=None))
+            fits = len(drawing.svg) <= room
+            room -= len(drawing.svg) if fits else 0
+            fitted[name].append(drawing if fits else replace(drawing, svg=""))
     return fitted
 
 

@@ -69,7 +69,8 @@ def write_svg(figure: Figure, name: str, description: str) -> str:
     text = _without_unused_ids(_HEAD.sub("", stream.getvalue()))
     text = _PATH.sub(_shorten, text).replace(INK, "currentColor")
     label = escape(description, quote=True)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1).strip()
+    text = text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return text.strip() + "\n"
 
 
 def _shorten(match: re.Match[str]) -> str:

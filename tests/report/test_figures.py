@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -13,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from slimbrain_app.records import Contract, Window
+from slimbrain_app.records import Contract
+from slimbrain_app.report.contents import ReportedRun
 from slimbrain_app.report.figures import (
     FOOT,
     TILES,
@@ -24,6 +26,9 @@ from slimbrain_app.report.figures import (
     draw_embedding,
     draw_windows,
 )
+
+MakeRun = Callable[..., ReportedRun]
+CROSS = re.compile(r'<use xlink:href="#\w+" x="([\d.]+)"[^>]*style="fill: #d55e00')
 
 
 def _image_of(svg: str) -> NDArray[np.uint8]:
@@ -57,7 +62,7 @@ def test_blob_is_drawn_under_the_label_of_its_side(
 ) -> None:
     contract = Contract()
     blob = _blob_at(contract, (millimetres, -16.5, 23.5))
-    svg = draw_coverage("blob", blob, template, template, contract)
+    svg = draw_coverage("blob", blob, template, contract)
     image, texts = _image_of(svg), _texts_of(svg)
     assert texts["L"][0][0] < texts["R"][0][0]
     size = contract.shape[0]
@@ -73,7 +78,7 @@ def test_blob_is_drawn_under_the_label_of_its_side(
 def test_sagittal_slices_name_the_hemisphere(template: NDArray[np.bool_]) -> None:
     contract = Contract()
     blob = _blob_at(contract, (-36.5, -16.5, 3.5))
-    svg = draw_coverage("blob", blob, template, template, contract)
+    svg = draw_coverage("blob", blob, template, contract)
     image, size = _image_of(svg), contract.shape[0]
     row = image[2 * (size + FOOT) :][:size].reshape(size, TILES, size)
     column = int(row.sum(axis=(0, 2), dtype=float).argmax())
@@ -103,59 +108,48 @@ def test_cuts_lie_inside_the_brain(template: NDArray[np.bool_]) -> None:
 
 def test_empty_image_is_drawn_black(template: NDArray[np.bool_]) -> None:
     empty = np.zeros(template.shape, np.float32)
-    svg = draw_coverage("empty", empty, np.zeros_like(template), template, Contract())
+    svg = draw_coverage("empty", empty, np.zeros_like(template), Contract())
     assert _image_of(svg).max() == 0
 
 
-def _draw_windows(
-    windows: tuple[Window, ...], displacement: tuple[float, ...] | None, threshold: float = 0.5
-) -> str:
-    return draw_windows(
-        "windows", windows, displacement, tr=2.0, dummy_scans=4, threshold=threshold
-    )
-
-
-def test_every_selected_window_shows_its_rank(
-    windows: tuple[Window, ...], displacement: tuple[float, ...]
-) -> None:
-    texts = _texts_of(_draw_windows(windows, displacement))
-    by_rank = {window.rank: window for window in windows if window.selected}
-    centres = [texts[str(rank)][-1][0] for rank in sorted(by_rank)]
-    onsets = [by_rank[rank].onset for rank in sorted(by_rank)]
+def test_every_selected_window_shows_its_rank(make_run: MakeRun) -> None:
+    run = make_run()
+    texts = _texts_of(draw_windows(run, 0.5))
+    centres = [texts[str(window.rank)][-1][0] for window in run.selected]
+    onsets = [window.onset for window in run.selected]
     assert np.corrcoef(centres, onsets)[0, 1] == pytest.approx(1, abs=1e-3)
 
 
-def test_motion_and_saliency_share_the_time_axis(windows: tuple[Window, ...]) -> None:
+def test_motion_and_saliency_share_the_time_axis(make_run: MakeRun) -> None:
     """A jolt in the middle of a selected window is drawn in the middle of its shade."""
-    chosen = next(window for window in windows if window.rank == 1)
-    alone = tuple(replace(window, selected=window.rank == 1) for window in windows)
-    jolt = round((chosen.onset + chosen.duration / 2) / 2.0) - 4
-    displacement = tuple(3.0 if place == jolt else 0.1 for place in range(240))
-    svg = _draw_windows(alone, displacement)
+    run = make_run()
+    chosen = run.selected[0]
+    jolt = round((chosen.onset + chosen.duration / 2) / run.tr) - run.dummy_scans
+    run = replace(
+        run,
+        windows=tuple(replace(window, selected=window.rank == 1) for window in run.windows),
+        displacement=tuple(3.0 if place == jolt else 0.1 for place in range(run.volumes)),
+    )
+    svg = draw_windows(run, 0.5)
     shade = re.search(r'd="M ([\d.]+) [\d.]+ ([\d.]+)[^"]*"[^>]*fill: #0072b2; opacity: 0.14', svg)
-    cross = re.search(r'<use xlink:href="#\w+" x="([\d.]+)"[^>]*style="fill: #d55e00', svg)
+    cross = CROSS.search(svg)
     assert shade and cross
     assert float(cross[1]) == pytest.approx((float(shade[1]) + float(shade[2])) / 2, abs=2)
 
 
-def test_crosses_mark_exactly_the_volumes_above_the_threshold(
-    windows: tuple[Window, ...], displacement: tuple[float, ...]
-) -> None:
-    svg = _draw_windows(windows, displacement)
-    crosses = re.findall(r'<use xlink:href="#\w+" x="[\d.]+"[^>]*style="fill: #d55e00', svg)
-    assert len(crosses) == sum(value > 0.5 for value in displacement)
+def test_crosses_mark_exactly_the_volumes_above_the_threshold(make_run: MakeRun) -> None:
+    run = make_run()
+    assert len(CROSS.findall(draw_windows(run, 0.5))) == run.volumes_above(0.5) > 0
 
 
-def test_unknown_motion_has_no_panel(windows: tuple[Window, ...]) -> None:
-    texts = " ".join(_texts_of(_draw_windows(windows, None)))
+def test_unknown_motion_has_no_panel(make_run: MakeRun) -> None:
+    texts = " ".join(_texts_of(draw_windows(replace(make_run(), displacement=None), 0.5)))
     assert "saliency" in texts
     assert "displacement" not in texts
 
 
-def test_threshold_of_zero_marks_nothing(
-    windows: tuple[Window, ...], displacement: tuple[float, ...]
-) -> None:
-    assert "#d55e00" not in _draw_windows(windows, displacement, threshold=0)
+def test_threshold_of_zero_marks_nothing(make_run: MakeRun) -> None:
+    assert CROSS.search(draw_windows(make_run(), 0)) is None
 
 
 def test_similarity_is_the_cosine() -> None:
@@ -165,7 +159,7 @@ def test_similarity_is_the_cosine() -> None:
 
 
 @pytest.mark.parametrize("views", [None, 1, 2, 40])
-def test_embedding_is_drawn_with_any_number_of_views(views: int | None) -> None:
+def test_embedding_is_drawn_with_any_number_of_views(views: int | None, make_run: MakeRun) -> None:
     rows = None if views is None else np.ones((views, 8), np.float32)
-    svg = draw_embedding("embedding", np.ones(8, np.float32), rows)
+    svg = draw_embedding(replace(make_run(), embedding=np.ones(8, np.float32), views=rows))
     assert ("cosine" in svg) == (views is not None and views > 1)

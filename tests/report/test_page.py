@@ -148,11 +148,9 @@ def test_refusals_are_told_in_all_their_parts(html: str, too_short: Refusal) -> 
 def test_banner_stands_there_exactly_if_the_model_is_untrained(
     write: Callable[..., str], make_run: MakeRun, context: ReportContext
 ) -> None:
-    trained = replace(context, model=replace(context.model, trained=True), methods="None.")
+    trained = replace(context, model=replace(context.model, trained=True))
     assert "Untrained model" in write([make_run()])
-    assert "untrained" not in write([make_run()], context=trained).lower().replace(
-        make_run().method, ""
-    )
+    assert "Untrained model" not in write([make_run()], context=trained)
 
 
 def test_figures_of_the_page_equal_the_records(html: str, make_run: MakeRun) -> None:
@@ -262,7 +260,7 @@ def test_figures_are_files_as_well(html: str, output: Path) -> None:
         for number in ("01", "02")
         for kind in ("coverage", "embedding", "windows")
     ]
-    assert all((folder / name).read_text(encoding="utf-8").strip() in html for name in names)
+    assert all((folder / name).read_text(encoding="utf-8") in html for name in names)
 
 
 def test_run_done_before_keeps_its_figures(
