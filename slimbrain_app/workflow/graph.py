@@ -53,13 +53,16 @@ def build_participant(participant: Participant, call: Call) -> pe.Workflow:
 def _make_step(kind: type[Step], run: Run, number: int, call: Call) -> pe.Node:
     label = "".join(letter if letter.isalnum() else "_" for letter in run.name)
     verb = kind.__name__.lower()
-    node = _make_node(kind(call=call), f"{verb}_{number}_{label}")
+    node = _make_node(
+        kind(call=call),
+        f"{verb}_{number}_{label}",
+        n_procs=1 if kind in SERIAL else call.threads,
+        mem_gb=MEMORY[kind],
+    )
     node.verb, node.run_name = verb, run.name
-    node.n_procs = 1 if kind in SERIAL else call.threads
-    node.mem_gb = MEMORY[kind]
     return node
 
 
-def _make_node(interface: Any, name: str) -> pe.Node:
+def _make_node(interface: Any, name: str, **resources: Any) -> pe.Node:
     # A node's hash knows nothing of an input file's content, so nothing is ever taken from before.
-    return pe.Node(interface, name=name, overwrite=True)
+    return pe.Node(interface, name=name, overwrite=True, **resources)
