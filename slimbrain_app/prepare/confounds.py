@@ -1,0 +1,117 @@
+"""Head motion and dummy scans out of a confounds table of any fMRIPrep era, or of XCP-D."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimbrain_app.errors import RunRefused
+from slimbrain_app.records import Notice
+
+# Since fMRIPrep 1.2 and in XCP-D's motion.tsv; before 1.2.
+_DISPLACEMENT = ("framewise_displacement", "FramewiseDisplacement")
+_NON_STEADY = ("non_steady_state_outlier", "NonSteadyStateOutlier")
+_MISSING = ("n/a", "nan", "")
+
+
+@dataclass(frozen=True, eq=False)
+class Confounds:
+    """What a table says: framewise displacement in mm per volume, and leading dummy scans."""
+
+    displacement: NDArray[np.float64] | None
+    dummy_scans: int
+    notices: tuple[Notice, ...]
+
+
+def read_confounds(path: Path | None, name: str | None, volumes: int) -> Confounds:
+    """Read the confounds of a run of so many volumes; ``name`` stands for the file in messages.
+
+    Raises
+    ------
+    RunRefused
+        ``bad-confounds``: rows differ from volumes, or a value is no number.
+    """
+    if path is None:
+        return Confounds(None, 0, (Notice(code="no-confounds", message="motion is unknown"),))
+    header, rows = _read_table(path)
+    if not header:
+        return _unreadable(name, "no header line")
+    if len(rows) != volumes:
+        raise _bad(name, f"{volumes} rows, one per volume", f"{len(rows)} rows")
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
+    dummy_scans = _leading_dummies(columns, volumes, name)
+    known = next((key for key in _DISPLACEMENT if key in columns), None)
+    if known is None:
+        found = _unreadable(name, f"none of the columns {', '.join(_DISPLACEMENT)}")
+        return Confounds(None, dummy_scans, found.notices)
+    return Confounds(_numbers(columns[known], known, name), dummy_scans, ())
+
+
+def frame_displacement(
+    displacement: Sequence[float] | NDArray[np.float64], tr: float, frames: int, frame_time: float
+) -> NDArray[np.float64]:
+    """Return the displacement at model time: the larger of the two volumes a frame lies between.
+
+    Parameters
+    ----------
+    displacement : sequence of float, length volumes
+        Framewise displacement in mm.
+    tr, frame_time : float
+        Seconds between volumes and between frames.
+    """
+    values = np.asarray(displacement, float)
+    position = np.arange(frames) * frame_time / tr
+    # A frame that coincides with a volume but for rounding lies between it and itself.
+    settled = np.where(np.abs(position - np.rint(position)) < 1e-6, np.rint(position), position)
+    before = np.clip(np.floor(settled).astype(int), 0, len(values) - 1)
+    after = np.clip(np.ceil(settled).astype(int), 0, len(values) - 1)
+    return np.asarray(np.maximum(values[before], values[after]))
+
+
+def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows; no header where the first line holds a number."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        lines = [line for line in csv.reader(stream, delimiter="\t") if line]
+    if not lines or any(_is_number(cell) for cell in lines[0]):
+        return [], []
+    return [cell.strip() for cell in lines[0]], lines[1:]
+
+
+def _leading_dummies(columns: dict[str, tuple[str, ...]], volumes: int, name: str | None) -> int:
+    flags = np.zeros(volumes, bool)
+    for key, cells in columns.items():
+        if key.startswith(_NON_STEADY):
+            flags |= _numbers(cells, key, name) != 0
+    return int(np.argmin(flags)) if not flags.all() else volumes
+
+
+def _numbers(cells: tuple[str, ...], key: str, name: str | None) -> NDArray[np.float64]:
+    # The first volume has moved from nowhere: every era writes n/a there.
+    texts = ["0" if row == 0 and cell in _MISSING else cell for row, cell in enumerate(cells)]
+    for row, cell in enumerate(texts):
+        if not _is_number(cell) or not np.isfinite(float(cell)):
+            raise _bad(name, f"numbers in column {key}", f"{cell!r} in row {row + 1}")
+    return np.array([float(cell) for cell in texts])
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _bad(name: str | None, expected: str, found: str) -> RunRefused:
+    advice = "check whether the table belongs to this run"
+    return RunRefused("bad-confounds", file=name, expected=expected, found=found, advice=advice)
+
+
+def _unreadable(name: str | None, found: str) -> Confounds:
+    message = f"motion is unknown: {found}"
+    return Confounds(None, 0, (Notice(code="confounds-unreadable", message=message, file=name),))

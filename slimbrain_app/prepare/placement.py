@@ -1,0 +1,114 @@
+"""Where a run's brain lies on the model grid, and the way there from the run's own grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimbrain_app.errors import RunRefused
+from slimbrain_app.prepare import grid
+from slimbrain_app.prepare.grid import Coordinates, Grid, View
+from slimbrain_app.prepare.reading import read_mask
+from slimbrain_app.prepare.spline import Sampler, build_sampler, flat_nearest
+from slimbrain_app.prepare.transforms import map_points
+from slimbrain_app.records import Run
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """A run's mask on the model grid, and what leads to its voxels.
+
+    Attributes
+    ----------
+    mask : ndarray of bool, shape (96, 96, 96)
+    view : View
+        From stored volumes to those that all else here speaks of.
+    shape : tuple of int
+        (z, y, x) of a volume in that view.
+    brain : ndarray of int
+        The mask's voxels in the series' own grid, flat in (z, y, x).
+    nearest : ndarray of int, shape (voxels,)
+        For each voxel of ``mask``, the series' own voxel that holds it, flat in (z, y, x).
+    sampler : Sampler
+    """
+
+    mask: Mask
+    view: View
+    shape: tuple[int, ...]
+    brain: NDArray[np.intp]
+    nearest: NDArray[np.intp]
+    sampler: Sampler
+
+
+def place_run(run: Run, stored: Grid) -> Placement:
+    """Find a run's brain on the model grid.
+
+    The mask comes there by nearest neighbour: a voxel belongs to the brain if its centre falls
+    into a voxel of the run's own mask.
+
+    Parameters
+    ----------
+    stored : Grid
+        Of the BOLD file.
+
+    Raises
+    ------
+    RunRefused
+        empty-mask, low-coverage, unreadable, missing-content, denied, transform-missing,
+        transform-bad.
+    """
+    model = grid.model_grid()
+    source, view = grid.canonical(stored)
+    own_mask = _read_own_mask(run, source)
+    coordinates = _coordinates(run, source, model)
+    mask = grid.sample_mask(own_mask, coordinates) & grid.points_inside(coordinates, source)
+    if not mask.any():
+        raise _no_brain(run, "the mask has voxels over 0.5, but none on the model grid")
+    box = grid.box_around(coordinates, mask, source)
+    source, view, coordinates = grid.crop(source, view, coordinates, box)
+    return Placement(
+        mask=mask,
+        view=view,
+        shape=source.shape[::-1],
+        brain=np.flatnonzero(own_mask[box].T),
+        nearest=flat_nearest(source, coordinates, mask),
+        sampler=build_sampler(source, coordinates, mask),
+    )
+
+
+def _read_own_mask(run: Run, source: Grid) -> Mask:
+    """Return the run's mask on its BOLD's grid, axes turned to RAS+."""
+    name = run.relative(run.mask)
+    stored, stored_grid = read_mask(run.mask, name)
+    if not stored.any():
+        raise _no_brain(run, "no voxel over 0.5")
+    mask_grid, view = grid.canonical(stored_grid)
+    mask = view.turn(stored)
+    coordinates = grid.axis_coordinates(mask_grid, source)
+    if coordinates is None:
+        coordinates = grid.point_coordinates(mask_grid, grid.points_of(source), source)
+    return grid.sample_mask(mask, coordinates)
+
+
+def _coordinates(run: Run, source: Grid, model: Grid) -> Coordinates:
+    """Return the model grid in voxels of the source."""
+    straight = None if run.transforms else grid.axis_coordinates(source, model)
+    if straight is not None:
+        return straight
+    names = [run.relative(path) for path in run.transforms]
+    points = map_points(grid.points_of(model), run.transforms, names)
+    return grid.point_coordinates(source, points, model)
+
+
+def _no_brain(run: Run, found: str) -> RunRefused:
+    return RunRefused(
+        "empty-mask",
+        file=run.relative(run.mask),
+        expected="a brain mask with voxels over 0.5 in the model grid's field of view",
+        found=found,
+        advice="check the mask, or rerun fMRIPrep for this participant",
+    )

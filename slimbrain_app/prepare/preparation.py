@@ -1,0 +1,395 @@
+"""A run becomes a prepared run: its brain voxels on the model grid, in one pass over its file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimbrain_app import __version__, files
+from slimbrain_app.errors import RunRefused
+from slimbrain_app.prepare import parallel, store
+from slimbrain_app.prepare.confounds import Confounds, read_confounds
+from slimbrain_app.prepare.grid import model_grid, template_coverage
+from slimbrain_app.prepare.placement import Placement, place_run
+from slimbrain_app.prepare.reading import Header, Series, open_series
+from slimbrain_app.prepare.statistics import Gaps, Moments, Stillness
+from slimbrain_app.records import Contract, Notice, PreparedRun, Run
+from slimbrain_app.settings import Prepare
+
+Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+_COVERAGE_REFUSED, _COVERAGE_NOTICED = 0.50, 0.85
+_GAPS_ALLOWED = 0.01
+_SHORTEST_EDGE, _LONGEST_EDGE = 0.5, 6.0
+_FORMAT = 1
+_BLOCK = 16
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Volumes of the series (volumes, z, y, x), their gaps in the brain, and their rows."""
+
+    source: Array
+    missing: list[Mask | None]
+    rows: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Voxels:
+    """The voxels that stay: places on the model grid (flat), means, deviations over time.
+
+    ``kept`` marks them among the columns of the rows; ``step`` is the unit of int8.
+    """
+
+    kept: Mask
+    places: NDArray[np.intp]
+    mean: Array
+    deviation: NDArray[np.float64]
+    step: Array
+    constant: int
+    dead: int
+    coverage: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What one pass over a series saw; by then its rows are in a file."""
+
+    moments: Moments
+    stillness: Stillness
+    gaps: Gaps
+    empty: tuple[int, ...]
+
+
+def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: float) -> PreparedRun:
+    """Bring a run's brain voxels onto the model grid and write them to ``folder``.
+
+    The BOLD file is read once, front to back, and memory holds a few of its volumes at a time.
+    As many volumes are worked on at once as BLAS may use threads; the result does not depend
+    on their number.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the prepared run will stand; replaced if it is there.
+    minimum_seconds : float
+        What must lie between the first and the last volume, dummy scans left out: the time
+        from a window's first frame to its last.
+
+    Raises
+    ------
+    RunRefused
+        too-short, bad-confounds, empty-mask, low-coverage, nan-volumes, flat, not-4d,
+        unreadable, truncated, still-written, missing-content, denied, transform-missing,
+        transform-bad.
+    """
+    name = run.relative(run.bold)
+    with files.whole_folder(folder) as temporary, open_series(run.bold, name) as series:
+        confounds = _read_confounds(run, settings, series.header.volumes)
+        _judge_length(run, confounds.dummy_scans, series.header.volumes, minimum_seconds)
+        placement = place_run(run, series.header.grid)
+        _judge_coverage(run, placement.mask)
+        rows = temporary / "rows.float32"
+        with rows.open("w+b") as stream, parallel.workers() as threads:
+            passed = _pass_over(series, placement, confounds.dummy_scans, stream, threads)
+            _judge_volumes(run, passed, confounds.dummy_scans)
+            _mend_gaps(passed, placement, stream)
+            voxels = _settle_voxels(run, passed, placement)
+            clipped = _write_signal(temporary, stream, voxels, passed.gaps.watched, threads)
+        rows.unlink()
+        record = _record(run, folder, confounds, passed, voxels, clipped)
+        record = _sign(record, run, settings, series.sha256)
+        store.write_record(temporary, record, _describe_making(run, settings))
+    return record
+
+
+def _read_confounds(run: Run, settings: Prepare, volumes: int) -> Confounds:
+    """Read motion and dummy scans of all volumes; dummy scans given by the settings win."""
+    name = None if run.confounds is None else run.relative(run.confounds)
+    confounds = read_confounds(run.confounds, name, volumes)
+    if settings.dummy_scans is None:
+        return confounds
+    return replace(confounds, dummy_scans=min(settings.dummy_scans, volumes))
+
+
+def _judge_length(run: Run, dummy_scans: int, volumes: int, minimum_seconds: float) -> None:
+    tr = run.repetition_time.seconds
+    kept = volumes - dummy_scans
+    seconds = max(kept - 1, 0) * tr
+    # A microsecond, so that rounding does not refuse what just fits. One volume has no time.
+    if kept < 2 or seconds < minimum_seconds - 1e-6:
+        raise RunRefused(
+            "too-short",
+            file=run.relative(run.bold),
+            expected=f"at least {minimum_seconds:.2f} s from first to last volume, one window",
+            found=f"{seconds:.2f} s: {kept} volumes of {tr:g} s, without {dummy_scans} dummy scans",
+            advice="leave this run out",
+        )
+
+
+def _judge_coverage(run: Run, mask: Mask) -> None:
+    coverage = template_coverage(mask)
+    if coverage < _COVERAGE_REFUSED:
+        raise RunRefused(
+            "low-coverage",
+            file=run.relative(run.mask),
+            expected=f"at least {_COVERAGE_REFUSED:.0%} of the template's brain inside the mask",
+            found=f"{coverage:.0%}",
+            advice="look at the registration and the field of view in fMRIPrep's report",
+        )
+
+
+def _pass_over(
+    series: Series, placement: Placement, first: int, stream: BinaryIO, threads: int
+) -> _Pass:
+    """Read all volumes from ``first`` on, once, and write their rows (volumes, voxels)."""
+    moments = Moments(len(placement.nearest))
+    stillness = Stillness(placement.brain)
+    # Whole numbers have no gaps: nothing needs to be watched.
+    can_gap = series.header.dtype.kind == "f"
+    gaps = Gaps(placement.brain if can_gap else placement.brain[:0])
+    empty = []
+
+    def work(stored: NDArray[Any]) -> _Batch:
+        return _sample(stored, series.header, placement)
+
+    for batch in parallel.map_in_order(work, series.batches(first), threads):
+        batch.rows.tofile(stream)
+        stillness.watch(batch.source)
+        for volume, missing, row in zip(batch.source, batch.missing, batch.rows, strict=True):
+            if not row.any():
+                empty.append(gaps.watched)
+            if not gaps.watch(volume, missing):
+                moments.add(row)
+    return _Pass(moments, stillness, gaps, tuple(empty))
+
+
+def _sample(stored: NDArray[Any], header: Header, placement: Placement) -> _Batch:
+    source = _values(placement.view.apply(stored), header)
+    missing: list[Mask | None] = [None] * len(source)
+    if header.dtype.kind == "f":
+        missing = [_fill_gaps(volume, placement.brain) for volume in source]
+    return _Batch(source, missing, placement.sampler.sample(source))
+
+
+def _values(stored: NDArray[Any], header: Header) -> Array:
+    """Return the values of stored numbers as float32, whatever their order in memory."""
+    values = np.empty(stored.shape, np.float32)
+    if header.slope == 1 and header.inter == 0:
+        np.copyto(values, stored, casting="unsafe")
+    else:
+        np.multiply(stored, np.float32(header.slope), out=values, casting="unsafe")
+        values += np.float32(header.inter)
+    return values
+
+
+def _fill_gaps(volume: Array, brain: NDArray[np.intp]) -> Mask | None:
+    """Set non-finite values to 0, in place; return where they are in the brain, if anywhere."""
+    gaps = ~np.isfinite(volume)
+    if not gaps.any():
+        return None
+    volume[gaps] = 0
+    in_brain = gaps.ravel()[brain]
+    return in_brain if in_brain.any() else None
+
+
+def _judge_volumes(run: Run, passed: _Pass, first: int) -> None:
+    """Refuse runs with volumes that are zero everywhere or have too many gaps."""
+    lost = sorted({*passed.empty, *_gappy_volumes(passed.gaps)})
+    if lost:
+        listed = ", ".join(str(first + volume) for volume in lost[:10])
+        raise RunRefused(
+            "nan-volumes",
+            file=run.relative(run.bold),
+            expected=f"finite values in {1 - _GAPS_ALLOWED:.0%} of the mask in every volume, "
+            "not all zero",
+            found=f"{len(lost)} volumes without, counted from 0: {listed}"
+            + (", ..." if len(lost) > 10 else ""),
+            advice="make the series anew; volumes can't be left out of the middle",
+        )
+
+
+def _gappy_volumes(gaps: Gaps) -> Iterator[int]:
+    if gaps.volumes:
+        alive = ~gaps.dead()
+        allowed = _GAPS_ALLOWED * np.count_nonzero(alive)
+        for volume in gaps.volumes:
+            if np.count_nonzero(gaps.missing(volume) & alive) > allowed:
+                yield volume
+
+
+def _mend_gaps(passed: _Pass, placement: Placement, stream: BinaryIO) -> None:
+    """Put each voxel's mean into its gaps.
+
+    The mean is known only at the end, when the rows are made with 0 in the gaps; but sampling
+    is linear, so that what is missing can be sampled by itself and added.
+    """
+    gaps, size = passed.gaps, len(placement.nearest)
+    if not gaps.volumes:
+        return
+    fill = np.where(gaps.dead(), 0, gaps.means())
+    volume_of_gaps = np.zeros((1, *placement.shape), np.float32)
+    for volume in gaps.volumes:
+        volume_of_gaps.reshape(-1)[placement.brain] = fill * gaps.missing(volume)
+        stream.seek(volume * size * 4)
+        row = np.fromfile(stream, np.float32, size)
+        row += placement.sampler.sample(volume_of_gaps)[0]
+        stream.seek(volume * size * 4)
+        row.tofile(stream)
+        passed.moments.add(row)
+
+
+def _settle_voxels(run: Run, passed: _Pass, placement: Placement) -> _Voxels:
+    """Leave out voxels that were never finite, still those that never changed."""
+    dead = passed.gaps.voxels[passed.gaps.dead()]
+    constant = np.setdiff1d(passed.stillness.voxels, dead)
+    kept = ~np.isin(placement.nearest, dead)
+    mask = placement.mask.copy()
+    mask[mask] = kept
+    _judge_coverage(run, mask)
+    moving = ~np.isin(placement.nearest, constant)[kept]
+    deviation = passed.moments.deviation[kept]
+    step = store.step_of(np.where(moving, deviation, 0))
+    if not step.any():
+        raise RunRefused(
+            "flat",
+            file=run.relative(run.bold),
+            expected="voxels that change over time",
+            found="the same values in every volume",
+            advice="check what wrote this file",
+        )
+    return _Voxels(
+        kept=kept,
+        places=np.flatnonzero(mask),
+        mean=passed.moments.mean[kept].astype(np.float32),
+        deviation=deviation,
+        step=step,
+        constant=len(constant),
+        dead=len(dead),
+        coverage=template_coverage(mask),
+    )
+
+
+def _write_signal(
+    folder: Path, stream: BinaryIO, voxels: _Voxels, volumes: int, threads: int
+) -> int:
+    """Write the arrays of a prepared run from its rows; return how many values were clipped."""
+    np.save(folder / "voxels.npy", voxels.places.astype(np.int32))
+    np.save(folder / "mean.npy", voxels.mean)
+    np.save(folder / "scale.npy", voxels.step)
+
+    def work(rows: Array) -> tuple[NDArray[np.int8], int]:
+        kept = rows if voxels.kept.all() else rows[:, voxels.kept]
+        return store.quantise(kept, voxels.mean, voxels.step)
+
+    clipped = 0
+    blocks = _read_rows(stream, voxels, volumes)
+    with (folder / "signal.npy").open("wb") as signal:
+        store.write_signal_header(signal, volumes, len(voxels.places))
+        for steps, count in parallel.map_in_order(work, blocks, threads):
+            steps.tofile(signal)
+            clipped += count
+    return clipped
+
+
+def _read_rows(stream: BinaryIO, voxels: _Voxels, volumes: int) -> Iterator[Array]:
+    size = len(voxels.kept)
+    stream.seek(0)
+    for first in range(0, volumes, _BLOCK):
+        count = min(_BLOCK, volumes - first)
+        yield np.fromfile(stream, np.float32, count * size).reshape(count, size)
+
+
+def _record(
+    run: Run, folder: Path, confounds: Confounds, passed: _Pass, voxels: _Voxels, clipped: int
+) -> PreparedRun:
+    mean = float(np.mean(voxels.mean, dtype=np.float64))
+    spread = voxels.deviation**2 + (voxels.mean - mean) ** 2
+    replaced = int(passed.gaps.counts()[~passed.gaps.dead()].sum())
+    return PreparedRun(
+        folder=folder,
+        volumes=passed.gaps.watched,
+        voxels=len(voxels.places),
+        tr=run.repetition_time.seconds,
+        dummy_scans=confounds.dummy_scans,
+        coverage=voxels.coverage,
+        mean=mean,
+        deviation=float(np.sqrt(spread.mean())),
+        constant_voxels=voxels.constant,
+        clipped_values=clipped,
+        replaced_values=replaced,
+        displacement=_displacement(confounds),
+        checksums=(),
+        fingerprint="",
+        notices=(*confounds.notices, *_list_notices(run, voxels, replaced)),
+    )
+
+
+def _displacement(confounds: Confounds) -> tuple[float, ...] | None:
+    """Return the displacement of the volumes that stay; the first has moved from nowhere."""
+    if confounds.displacement is None:
+        return None
+    first = confounds.dummy_scans
+    return (0.0, *(float(value) for value in confounds.displacement[first + 1 :]))
+
+
+def _list_notices(run: Run, voxels: _Voxels, replaced: int) -> Iterator[Notice]:
+    bold, mask = run.relative(run.bold), run.relative(run.mask)
+    if voxels.constant:
+        message = f"{voxels.constant} voxels inside the mask never change; they are set to zero"
+        yield Notice(code="constant-voxels", message=message, file=bold)
+    if replaced or voxels.dead:
+        message = (
+            f"{replaced} non-finite values were replaced by their voxel's mean; "
+            f"{voxels.dead} voxels were never finite and left the mask"
+        )
+        yield Notice(code="non-finite", message=message, file=bold)
+    if voxels.coverage < _COVERAGE_NOTICED:
+        message = f"the mask covers {voxels.coverage:.0%} of the template's brain"
+        yield Notice(code="low-coverage", message=message, file=mask)
+
+
+def _sign(record: PreparedRun, run: Run, settings: Prepare, bold_sha256: str) -> PreparedRun:
+    """Add the checksums of all sources, and the hash of all that made the record."""
+    checksums = tuple(
+        (run.relative(path), bold_sha256 if path == run.bold else files.sha256_of(path))
+        for path in run.sources
+    )
+    making = {
+        "format": _FORMAT,
+        "contract": Contract().version,
+        "checksums": checksums,
+        "settings": asdict(settings),
+        "tr": record.tr,
+    }
+    digest = hashlib.sha256(json.dumps(making, sort_keys=True).encode()).hexdigest()
+    return replace(record, checksums=checksums, fingerprint=digest)
+
+
+def _describe_making(run: Run, settings: Prepare) -> dict[str, Any]:
+    """Return what else `run.json` holds: the grid, the sources' state, settings, software."""
+    model = model_grid()
+    return {
+        "grid": {"shape": model.shape, "affine": model.affine.tolist()},
+        "sources": [
+            {
+                "file": run.relative(path),
+                "size": path.stat().st_size,
+                "modified": path.stat().st_mtime,
+            }
+            for path in run.sources
+        ],
+        "ladder": {"space": run.space, "rung": run.rung, "interpolations": run.interpolations},
+        "settings": asdict(settings),
+        "contract": Contract().version,
+        "format": _FORMAT,
+        "software": {"SlimBrain": __version__, "numpy": np.__version__},
+    }

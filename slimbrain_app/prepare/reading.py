@@ -1,0 +1,257 @@
+"""Volume batches out of a NIfTI file, compressed or not, read once from front to back."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from isal import igzip, igzip_lib
+from numpy.typing import NDArray
+
+from slimbrain_app.errors import RunRefused
+from slimbrain_app.prepare.grid import Grid
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Header
+
+# Small enough that a processor's cache holds it; what a broken stream gives beyond its last
+# whole chunk is lost, and that is less than a volume.
+_CHUNK = 1 << 14
+_BATCH_BYTES = 8 << 20
+# A file that was written to so lately and ends early is most likely still being written.
+_YOUNG_SECONDS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What a NIfTI file says about its series.
+
+    ``dtype`` has the file's byte order; stored numbers times ``slope`` plus ``inter`` are values.
+    """
+
+    grid: Grid
+    volumes: int
+    dtype: np.dtype[Any]
+    slope: float
+    inter: float
+
+
+class Series:
+    """An open BOLD file: its header at once, then its volumes, then its checksum."""
+
+    def __init__(self, path: Path, name: str, stream: io.BufferedIOBase, file: _HashedFile) -> None:
+        self._path = path
+        self._name = name
+        self._stream = stream
+        self._file = file
+        self._before = _state(path)
+        self.header = self._read_header()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file's bytes, once all batches are read."""
+        return self._file.digest.hexdigest()
+
+    def batches(self, first: int = 0) -> Iterator[NDArray[Any]]:
+        """Yield stored numbers from volume ``first`` on, shape (volumes, k, j, i).
+
+        Raises
+        ------
+        RunRefused
+            ``truncated``, ``unreadable``, or ``still-written``.
+        """
+        shape = self.header.grid.shape[::-1]
+        size = int(np.prod(shape)) * self.header.dtype.itemsize
+        for volume in range(first):
+            self._read_volumes(volume, 1, size)
+        batch = max(1, _BATCH_BYTES // size)
+        for start in range(first, self.header.volumes, batch):
+            count = min(batch, self.header.volumes - start)
+            stored = self._read_volumes(start, count, size)
+            yield np.frombuffer(stored, self.header.dtype).reshape(count, *shape)
+        self._finish()
+
+    def _read_volumes(self, start: int, count: int, size: int) -> bytearray:
+        buffer = bytearray(count * size)
+        found = self._read_into(buffer)
+        if found == len(buffer):
+            return buffer
+        self._refuse_changed()
+        young = time.time() - self._path.stat().st_mtime < _YOUNG_SECONDS
+        raise RunRefused(
+            "still-written" if young else "truncated",
+            file=self._name,
+            expected=f"{self.header.volumes} volumes, as the header says",
+            found=f"an end after {start + found // size} whole volumes",
+            advice="wait for the program that writes it" if young else "copy the file again",
+        )
+
+    def _read_into(self, buffer: bytearray) -> int:
+        view = memoryview(buffer)
+        done = 0
+        try:
+            while count := self._stream.readinto(view[done : done + _CHUNK]):
+                done += count
+        except EOFError:
+            return done
+        except (igzip_lib.IsalError, OSError) as error:  # type: ignore[misc]
+            self._refuse_changed()
+            raise self._unreadable(str(error)) from error
+        return done
+
+    def _finish(self) -> None:
+        # To the very end: the gzip checksum comes last, and ours covers every byte.
+        rest = bytearray(_CHUNK)
+        while self._read_into(rest):
+            pass
+        self._file.read()
+        self._refuse_changed()
+
+    def _refuse_changed(self) -> None:
+        if _state(self._path) != self._before:
+            raise RunRefused(
+                "still-written",
+                file=self._name,
+                expected="a file that stays as it is while it is read",
+                found="another size or time of change than at the start",
+                advice="wait for the program that writes it, then start again",
+            )
+
+    def _unreadable(self, found: str) -> RunRefused:
+        return RunRefused(
+            "unreadable",
+            file=self._name,
+            expected="a NIfTI file, compressed by gzip if its name ends in .gz",
+            found=found,
+            advice="copy the file again, or make it anew",
+        )
+
+    def _read_header(self) -> Header:
+        header = self._parse_header()
+        shape = header.get_data_shape()
+        if len(shape) < 4 or any(length != 1 for length in shape[4:]):
+            raise RunRefused(
+                "not-4d",
+                file=self._name,
+                expected="three axes of space and one of time",
+                found=f"shape {' x '.join(map(str, shape))}",
+                advice="check what wrote this file",
+            )
+        if header.get_data_dtype().kind not in "iuf":
+            raise self._unreadable(f"numbers of type {header.get_value_label('datatype')}")
+        slope, inter = header.get_slope_inter()
+        return Header(
+            grid=Grid(shape[:3], header.get_best_affine()),
+            volumes=shape[3],
+            dtype=header.get_data_dtype(),
+            slope=1.0 if slope is None else float(slope),
+            inter=0.0 if inter is None else float(inter),
+        )
+
+    def _parse_header(self) -> Nifti1Header:
+        """Read what comes before the data, from the stream that the data come from."""
+        from nibabel.nifti1 import Nifti1Header
+        from nibabel.nifti2 import Nifti2Header
+
+        start = bytearray(4)
+        self._read_into(start)
+        for kind in (Nifti1Header, Nifti2Header):
+            size = kind.sizeof_hdr
+            if size in (int.from_bytes(start, "little"), int.from_bytes(start, "big")):
+                rest = bytearray(size - len(start))
+                if self._read_into(rest) < len(rest):
+                    break
+                header = kind(bytes(start + rest), check=False)  # type: ignore[no-untyped-call]
+                self._read_into(bytearray(max(0, header.get_data_offset() - size)))
+                return header
+        raise self._unreadable("no NIfTI header")
+
+
+@contextmanager
+def open_series(path: Path, name: str) -> Iterator[Series]:
+    """Open a BOLD file for one pass; ``name`` stands for it in messages.
+
+    Raises
+    ------
+    RunRefused
+        ``missing-content``, ``denied``, ``unreadable``, ``not-4d``.
+    """
+    with _open(path, name) as raw:
+        file = _HashedFile(raw)
+        if path.name.endswith(".gz"):
+            with igzip.IGzipFile(fileobj=file, mode="rb") as stream:  # type: ignore[no-untyped-call]
+                yield Series(path, name, stream, file)
+        else:
+            with io.BufferedReader(file) as stream:
+                yield Series(path, name, stream, file)
+
+
+def read_mask(path: Path, name: str) -> tuple[NDArray[np.bool_], Grid]:
+    """Read a brain mask: values over 0.5, and the grid that they lie on.
+
+    Raises
+    ------
+    RunRefused
+        ``missing-content``, ``denied``, ``unreadable``, or ``mask-mismatch`` for more than one
+        volume.
+    """
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
+    _open(path, name).close()
+    try:
+        image = nibabel.Nifti1Image.from_filename(path)
+        values = np.asanyarray(image.dataobj)
+    except (ImageFileError, OSError, EOFError, zlib.error) as error:
+        advice = "copy the file again, or make it anew"
+        raise _refuse("unreadable", name, str(error), advice) from error
+    if values.size != np.prod(values.shape[:3]):
+        found = f"shape {' x '.join(map(str, values.shape))}"
+        raise _refuse("mask-mismatch", name, found, "check what wrote this mask")
+    x, y, z = values.shape[:3]
+    return values.reshape(x, y, z) > 0.5, Grid((x, y, z), image.affine)
+
+
+class _HashedFile(io.RawIOBase):
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self._raw = raw
+        self.digest = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._raw.readinto(buffer)
+        self.digest.update(memoryview(buffer)[:count])
+        return count
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    now = path.stat()
+    return now.st_ino, now.st_size, now.st_mtime_ns
+
+
+def _open(path: Path, name: str) -> io.FileIO:
+    try:
+        return io.FileIO(path)
+    except FileNotFoundError as error:
+        found = "nothing, or a link that leads nowhere"
+        raise _refuse("missing-content", name, found, "fetch the file's content") from error
+    except PermissionError as error:
+        advice = "ask the owner for permission to read"
+        raise _refuse("denied", name, "no permission", advice) from error
+
+
+def _refuse(code: str, name: str, found: str, advice: str) -> RunRefused:
+    expected = "one volume" if code == "mask-mismatch" else "a NIfTI file to read"
+    return RunRefused(code, file=name, expected=expected, found=found, advice=advice)

@@ -1,0 +1,110 @@
+"""What is gathered about a series while its volumes pass by, one after the other."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+class Moments:
+    """Mean and deviation of each voxel, from rows that are seen once."""
+
+    def __init__(self, voxels: int) -> None:
+        self._count = 0
+        self._origin = np.zeros(voxels, np.float32)
+        self._sum = np.zeros(voxels)
+        self._squares = np.zeros(voxels)
+
+    def add(self, row: Array) -> None:
+        """Take in one row (voxels,), to the same bits in whatever batch it came."""
+        if not self._count:
+            self._origin = row.copy()
+        # Around the first row, sums stay small and lose no digits.
+        shifted = row - self._origin
+        self._sum += shifted
+        shifted *= shifted
+        self._squares += shifted
+        self._count += 1
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        return self._origin + self._sum / self._count
+
+    @property
+    def deviation(self) -> NDArray[np.float64]:
+        """Deviation over time, 0 where only rounding makes a difference."""
+        mean = self._sum / self._count
+        deviation = np.sqrt(np.maximum(self._squares / self._count - mean**2, 0))
+        rounding = 1e-6 * np.abs(self.mean)
+        return np.where(deviation > rounding, deviation, 0)
+
+
+class Stillness:
+    """Which of the voxels (flat indices into a volume) keep their first value throughout."""
+
+    def __init__(self, voxels: NDArray[np.intp]) -> None:
+        self.voxels = voxels
+        self._first: Array | None = None
+
+    def watch(self, volumes: Array) -> None:
+        """Look at the next volumes (volumes, z, y, x)."""
+        flat = volumes.reshape(len(volumes), -1)
+        if self._first is None:
+            self._first = flat[0, self.voxels]
+        for volume in flat:
+            still = volume[self.voxels] == self._first
+            if not still.all():
+                self.voxels, self._first = self.voxels[still], self._first[still]
+
+
+class Gaps:
+    """Non-finite values in the mask: where they are, and the mean of the finite ones.
+
+    Flags are kept for volumes with gaps only, eight voxels to the byte.
+    """
+
+    def __init__(self, voxels: NDArray[np.intp]) -> None:
+        self.voxels = voxels
+        self._flags: dict[int, NDArray[np.uint8]] = {}
+        self.watched = 0
+        self._sum = np.zeros(len(voxels))
+
+    def watch(self, volume: Array, missing: NDArray[np.bool_] | None) -> bool:
+        """Take in the next volume (z, y, x), 0 in its gaps; return whether it has any.
+
+        ``missing`` marks them among the voxels; None stands for no gaps.
+        """
+        if missing is not None:
+            self._flags[self.watched] = np.packbits(missing)
+        self._sum += volume.ravel()[self.voxels]
+        self.watched += 1
+        return missing is not None
+
+    @property
+    def volumes(self) -> tuple[int, ...]:
+        """Volumes with gaps, counted from the first one watched."""
+        return tuple(self._flags)
+
+    def missing(self, volume: int) -> NDArray[np.bool_]:
+        """Return which voxels have no finite value in a volume."""
+        if volume not in self._flags:
+            return np.zeros(len(self.voxels), bool)
+        return np.unpackbits(self._flags[volume], count=len(self.voxels)).astype(bool)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return in how many volumes each voxel is missing."""
+        total = np.zeros(len(self.voxels), np.int64)
+        for volume in self._flags:
+            total += self.missing(volume)
+        return total
+
+    def dead(self) -> NDArray[np.bool_]:
+        """Return which voxels are missing throughout."""
+        return np.asarray(self.counts() == self.watched)
+
+    def means(self) -> Array:
+        """Return each voxel's mean over its finite values, 0 where there are none."""
+        finite = self.watched - self.counts()
+        return (self._sum / np.maximum(finite, 1)).astype(np.float32)
