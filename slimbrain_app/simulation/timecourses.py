@@ -43,11 +43,21 @@ def draw_responses(
     from scipy.signal import oaconvolve
 
     steps = int(np.ceil(tr / _STEP))
-    chance = _RATE * tr / steps
+    expected = _RATE * tr / steps
     response = glover_hrf(tr, oversampling=steps)
-    shape = ((volumes - 1) * steps + len(response), count)
-    events = generator.standard_exponential(shape) * (generator.random(shape) < chance)
+    events = _draw_events(((volumes - 1) * steps + len(response), count), expected, generator)
     series = oaconvolve(events, response[:, None], mode="valid", axes=0)[::steps]
-    # Mean and variance of an event: chance x 1 and chance x 2 - chance squared.
-    deviation = np.sqrt((2 * chance - chance**2) * np.sum(response**2))
-    return np.asarray((series - chance * response.sum()) / deviation)
+    # An exponential strength has the mean 1 and the mean square 2.
+    deviation = np.sqrt(2 * expected * np.sum(response**2))
+    return np.asarray((series - expected * response.sum()) / deviation)
+
+
+def _draw_events(
+    shape: tuple[int, int], expected: float, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Lay a Poisson number of events, ``expected`` per element, at random places."""
+    size = shape[0] * shape[1]
+    number = generator.poisson(expected * size)
+    strengths = generator.standard_exponential(number)
+    events = np.bincount(generator.integers(size, size=number), strengths, size)
+    return np.asarray(events, dtype=np.float64).reshape(shape)

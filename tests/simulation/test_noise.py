@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from slimbrain_app.simulation.noise import draw_field, draw_wandering, stream_noise
+
+
+def test_wandering_forgets_within_its_memory():
+    series = draw_wandering(20_000, 4, 2.0, 6.0, np.random.default_rng(0))
+    assert series.std() == pytest.approx(1, abs=0.05)
+    for lag in (1, 3):
+        kept = np.mean(series[lag:] * series[:-lag])
+        assert kept == pytest.approx(np.exp(-2.0 * lag / 6.0), abs=0.05)
+
+
+def test_fields_have_unit_variance_everywhere(anatomy):
+    generator = np.random.default_rng(0)
+    fields = np.stack([draw_field(anatomy, 12.0, generator) for _ in range(150)])
+    deviation = fields.std(axis=0)
+    assert deviation.mean() == pytest.approx(1, abs=0.03)
+    border = anatomy.coordinates[:, 2] < np.percentile(anatomy.coordinates[:, 2], 2)
+    assert deviation[border].mean() == pytest.approx(1, abs=0.1)
+
+
+def test_fields_are_smooth_over_their_spread(anatomy):
+    """White noise blurred by a Gaussian correlates as a Gaussian sqrt(2) times as wide."""
+    generator = np.random.default_rng(1)
+    spread, products = 12.0, []
+    for _ in range(40):
+        volume = anatomy.fill_volumes(draw_field(anatomy, spread, generator))
+        pair = volume[:, :, :-4], volume[:, :, 4:]
+        inside = (pair[0] != 0) & (pair[1] != 0)
+        products.append(np.mean(pair[0][inside] * pair[1][inside]))
+    # Four voxels are 16 mm apart.
+    assert np.mean(products) == pytest.approx(np.exp(-(16**2) / (4 * spread**2)), abs=0.06)
+
+
+def test_noise_is_autocorrelated_but_not_wholly(anatomy):
+    noise = np.stack(list(islice(stream_noise(anatomy, 2.0, np.random.default_rng(2)), 200)))
+    grey = noise[:, anatomy.grey > 0.8]
+    kept = np.mean(grey[1:] * grey[:-1]) / np.mean(grey**2)
+    assert 0.2 < kept < np.exp(-2.0 / 3.0)
+
+
+def test_thermal_noise_grows_as_voxels_shrink(anatomy):
+    from dataclasses import replace
+
+    affine = anatomy.affine.copy()
+    affine[:3, :3] /= 2
+    # Without signal at rest there is nothing but the scanner.
+    large = replace(anatomy, rest=np.zeros_like(anatomy.rest))
+    small = replace(large, affine=affine)
+    deviations = [
+        next(stream_noise(head, 2.0, np.random.default_rng(3))).std() for head in (large, small)
+    ]
+    assert deviations[1] / deviations[0] == pytest.approx(8, rel=0.02)
