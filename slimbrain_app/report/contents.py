@@ -160,6 +160,8 @@ class ReportContext:
         The command line, without absolute paths.
     methods : str
         The text of `slimbrain_app.report.methods.describe_methods`.
+    notices : tuple of Notice
+        Warnings about the dataset as a whole.
     """
 
     settings: ParticipantSettings
@@ -168,6 +170,7 @@ class ReportContext:
     software: Mapping[str, str]
     command: tuple[str, ...]
     methods: str
+    notices: tuple[Notice, ...] = ()
 
 
 def join_spans(windows: Iterable[Window]) -> list[tuple[float, float]]:

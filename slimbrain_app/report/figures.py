@@ -151,9 +151,10 @@ def _shaded(image: NDArray[np.float32]) -> NDArray[np.float32]:
     bright = image[image > 0]
     if bright.size == 0:
         return np.zeros_like(image)
-    scaled = (image / np.percentile(bright, 99.5)).clip(0, 1)
-    shades = np.round(scaled * (_SHADES - 1)) / (_SHADES - 1)
-    return shades.astype(np.float32)
+    low, high = np.percentile(bright, [1, 99.5])
+    scaled = ((image - 0.7 * low) / (high - 0.7 * low)).clip(0, 1)
+    shades: NDArray[np.float32] = np.round(scaled * (_SHADES - 1)).astype(np.float32)
+    return shades / (_SHADES - 1)
 
 
 def _draw_edge(axes: Axes, image: NDArray[np.float32], **style: Any) -> None:

@@ -272,7 +272,7 @@ def test_run_done_before_keeps_its_figures(
     page = Page.of(write([later]))
     assert {file: file.read_bytes() for file in figures} == figures
     assert sum(tag == "svg" for tag, _ in page.elements) == 3
-    assert "1 done (1 of them by an earlier call)" in page.text
+    assert "1 done (by an earlier call)" in page.text
 
 
 def test_run_done_before_without_its_figures_is_drawn_from_what_is_there(
@@ -308,6 +308,20 @@ def test_page_of_many_runs_stays_small_and_links_the_rest(
     assert inlined + len(linked) == 6
     assert all((tmp_path / href).is_file() for href in linked)
     assert len(html.encode()) < 350_000
+
+
+def test_runs_of_earlier_calls_are_counted(write: Callable[..., str], make_run: MakeRun) -> None:
+    runs = [replace(make_run(number="01"), done_before=True), make_run(number="02")]
+    assert "2 done (1 of them by an earlier call)" in Page.of(write(runs)).text
+
+
+def test_warnings_about_the_dataset_are_told(
+    write: Callable[..., str], make_run: MakeRun, context: ReportContext
+) -> None:
+    notice = Notice(code="known-fault", message="fMRIPrep 23.2.0 loses the header's TR")
+    text = Page.of(write([make_run()], context=replace(context, notices=(notice,)))).text
+    assert f"known-fault {notice.message}" in text
+    assert notice.message not in Page.of(write([make_run()])).text
 
 
 def test_unknown_motion_is_told(write: Callable[..., str], make_run: MakeRun) -> None:
