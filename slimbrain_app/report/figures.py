@@ -61,7 +61,7 @@ def draw_coverage(
             _shaded(mosaic(mean_image, cuts)),
             cmap="gray",
             vmin=0,
-            vmax=1 / _WHITE,
+            vmax=(_SHADES - 1) / _WHITE,
             interpolation="none",
         )
         _draw_edge(axes, mosaic(mask, cuts), color=ORANGE, linewidth=1)
@@ -154,7 +154,7 @@ def _shaded(image: NDArray[np.float32]) -> NDArray[np.float32]:
     low, high = np.percentile(bright, [1, 99.5])
     scaled = ((image - 0.7 * low) / (high - 0.7 * low)).clip(0, 1)
     shades: NDArray[np.float32] = np.round(scaled * (_SHADES - 1)).astype(np.float32)
-    return shades / (_SHADES - 1)
+    return shades
 
 
 def _draw_edge(axes: Axes, image: NDArray[np.float32], **style: Any) -> None:
