@@ -138,6 +138,8 @@ _WORST_FIRST = (
     Exit.UNAVAILABLE,
     Exit.DATA,
     Exit.NO_INPUT,
+    Exit.CONFIGURATION,
+    Exit.USAGE,
 )
 
 

@@ -18,6 +18,10 @@ from slimbrain_app.errors import CallRefused, RunRefused
 
 TEMPORARY = ".slimbrain-"
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# The last three: a file stands where a folder is needed, or the other way round.
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -108,11 +112,14 @@ def lock(path: Path, what: str) -> Iterator[None]:
         yield
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left in ``folder``; only for the holder of its lock."""
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove what killed processes left in ``folder``, of files called ``name`` if it is given.
+
+    Only for the holder of the lock on what is written there.
+    """
     if not folder.is_dir():
         return
-    for leftover in folder.glob(f"{TEMPORARY}*"):
+    for leftover in folder.glob(f"{TEMPORARY}*{name}"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -137,9 +144,8 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-        if not (full or denied):
+        full = error.errno in _FULL
+        if not full and not (error.errno in _DENIED and _concerns(error, path)):
             raise
         raise CallRefused(
             "disk-full" if full else "not-writable",
@@ -148,3 +154,11 @@ def _write_errors(path: Path) -> Iterator[None]:
             found=error.strerror or str(error),
             advice="free some space" if full else "check owner, mode and mount of the folder",
         ) from error
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    """Whether an error is about ``path`` or the way to it, and not about an input."""
+    if error.filename is None:
+        return True
+    place = Path(os.fsdecode(error.filename))
+    return place.is_relative_to(path.parent) or path.is_relative_to(place)

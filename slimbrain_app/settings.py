@@ -22,7 +22,7 @@ Ranking = Literal["mutual", "representative", "novelty", "random", "uniform", "f
 Overwrite = Literal["never", "changed", "always"]
 Label = str
 
-_STRICT = {"extra": "forbid"}
+_STRICT = {"extra": "forbid", "allow_inf_nan": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +177,11 @@ def _read_table(path: Path) -> dict[str, Any]:
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
-        old = result.get(key)
-        mergeable = isinstance(value, Mapping) and isinstance(old, Mapping)
-        result[key] = _merged(old, value) if mergeable else value  # type: ignore[arg-type]
+        if isinstance(value, Mapping):
+            # What stands in place of a table is kept, to be refused.
+            table = result.get(key, {})
+            value = _merged(table, value) if isinstance(table, Mapping) else table
+        result[key] = value
     return result
 
 
