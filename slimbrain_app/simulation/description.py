@@ -21,7 +21,7 @@ _README = """\
 Laid out as fMRIPrep writes them, in the space MNI152NLin2009cAsym. No person was scanned. Ages,
 sexes and every dependence on them are made up: nothing here is a finding.
 
-Made by SlimBrain {version}; the same version and settings give the same bytes:
+Made by SlimBrain {version}; the same versions of it and of its libraries give the same bytes with:
 
 {settings}
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from slimbrain_app.files import whole_file
 from slimbrain_app.simulation.anatomy import Anatomy
 
-# int16 steps of this many scanner units: far below the noise, far above the range's limit.
-_STEP = 1.0
+# Scanner units per step of int16: small against the noise, and far from its range's end.
+_STEP = 2.0
 # NIfTI's code for coordinates in MNI space; bytes before the data, header and extension flag.
 _MNI, _OFFSET = 4, 352
 

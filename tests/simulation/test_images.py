@@ -29,7 +29,7 @@ def test_every_voxel_lies_where_its_coordinates_say(anatomy, series):
     assert data.shape == (*anatomy.shape, 11)
     for index in np.argwhere(data[..., 10] != 0)[::501]:
         x, y, z = nibabel.affines.apply_affine(image.affine, index)
-        assert data[(*index, 10)] == pytest.approx(x + 10 * y + 20 * z + 10, abs=0.51)
+        assert data[(*index, 10)] == pytest.approx(x + 10 * y + 20 * z + 10, abs=1.01)
 
 
 def test_header_says_space_units_and_tr(anatomy, series):
@@ -46,7 +46,7 @@ def test_values_are_stored_as_int16_with_a_scale(series):
     header = nibabel.Nifti1Header(raw[:348])
     assert header.get_data_dtype() == np.int16
     slope, intercept = header.get_slope_inter()
-    assert (slope, intercept) != (None, None)
+    assert slope not in (None, 1)
     stored = np.frombuffer(raw[352:], dtype=np.int16)
     np.testing.assert_allclose(
         nibabel.load(series).get_fdata().ravel(order="F"), stored * slope + intercept
