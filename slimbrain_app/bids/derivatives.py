@@ -169,8 +169,7 @@ def _require_folder(dataset: Path) -> None:
 def _looks_raw(dataset: Path, description: Description | None) -> bool:
     if description is not None and description.kind is not None:
         return description.kind == "raw"
-    if description is not None and description.tools:
-        return False
+    # Before 2020 derivatives did not say so, and raw data may name the tool that converted them.
     participants = list_participants(dataset)
     if not participants:
         return bool(_list_fitting(dataset))

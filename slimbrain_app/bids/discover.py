@@ -8,7 +8,7 @@ more than the participants that were asked for.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,6 +89,8 @@ class _Query:
 def discover(dataset: Path, select: Select, prepare: Prepare) -> Found:
     """Find all runs that are selected, participants in the order asked for.
 
+    Whether the folder is there and holds derivatives, `check_dataset` tells beforehand.
+
     Raises
     ------
     CallRefused
@@ -132,22 +134,26 @@ def _search(participant: Participant, query: _Query) -> Found:
     try:
         every = gather_runs(_list_functional(participant, query.wanted))
     except PermissionError as error:
-        return Found(refused=(_denied(participant, error),))
+        refusal = Refusal.of(f"sub-{participant.label}", _denied(participant, error))
+        return Found(refused=(refusal,))
     runs: list[Run] = []
     refused: list[Refusal] = []
     for run in _select_runs(every, query):
         try:
             resolved = _resolve(run, participant, query)
             runs.append(replace(resolved, notices=(*_spellings(run, every), *resolved.notices)))
-        except RunRefused as refusal:
-            refused.append(Refusal.of(run.name, refusal))
+        except RunRefused as refused_run:
+            refused.append(Refusal.of(run.name, refused_run))
+        except PermissionError as error:
+            refused.append(Refusal.of(run.name, _denied(participant, error)))
     return Found(runs=tuple(runs), refused=tuple(refused), seen_bold=bool(every))
 
 
 def _list_functional(participant: Participant, wanted: Filter) -> Iterator[File]:
     for session in (None, *participant.sessions):
         if wanted.admits_session(session):
-            yield from participant.list_files("func", session)
+            files = participant.list_files("func", session)
+            yield from (file for file in files if file.name.get("sub") == participant.label)
 
 
 def _select_runs(runs: tuple[RunFiles, ...], query: _Query) -> Iterator[RunFiles]:
@@ -240,19 +246,26 @@ def _choose_participants(dataset: Path, select: Select) -> list[Participant]:
 
 def _no_participant(dataset: Path, unknown: list[str]) -> CallRefused:
     there = list_participants(dataset)
-    near = dict.fromkeys(
-        label for one in unknown for label in difflib.get_close_matches(one, there, 5, cutoff=0)
-    )
-    found = (
-        f"{len(there)} participants, the nearest {', '.join(list(near)[:5])}" if near else "none"
-    )
+    near = dict.fromkeys(label for one in unknown for label in _list_nearest(one, there))
+    nearest = ", ".join(list(near)[:5]) or "none"
     return CallRefused(
         "no-participant",
         file=dataset,
         expected=", ".join(f"sub-{label}" for label in unknown),
-        found=found,
+        found=f"{len(there)} participants, the nearest {nearest}",
         advice="check the label; in a container, check that the right folder is mounted",
     )
+
+
+def _list_nearest(label: str, there: Iterable[str]) -> list[str]:
+    """List the five labels most like one; 01 is most like 1."""
+
+    def unlikeness(other: str) -> tuple[bool, float, str]:
+        numbers = label.isdecimal() and other.isdecimal()
+        same_number = numbers and int(label) == int(other)
+        return not same_number, -difflib.SequenceMatcher(None, label, other).ratio(), other
+
+    return sorted(there, key=unlikeness)[:5]
 
 
 def _nothing_found(dataset: Path, participants: list[Participant], wanted: Filter) -> CallRefused:
@@ -294,13 +307,12 @@ def _no_runs(dataset: Path, names: list[Name], wanted: Filter) -> CallRefused:
     )
 
 
-def _denied(participant: Participant, error: PermissionError) -> Refusal:
+def _denied(participant: Participant, error: PermissionError) -> RunRefused:
     folder = Path(error.filename or participant.folder)
-    refusal = RunRefused(
+    return RunRefused(
         "denied",
         file=participant.show(folder),
         expected="permission to list the folder",
         found=error.strerror or "none",
         advice="ask its owner, or start as a user who may read it",
     )
-    return Refusal.of(f"sub-{participant.label}", refusal)

@@ -67,7 +67,7 @@ class Participant:
         Files of more than one other session are for the caller to judge.
         """
         for place in (session, None):
-            found = tuple(file for file in self.anatomy[place] if fits(file.name))
+            found = tuple(file for file in self.anatomy.get(place, ()) if fits(file.name))
             if found:
                 return found
         return tuple(file for files in self.anatomy.values() for file in files if fits(file.name))

@@ -159,7 +159,7 @@ def _read_start(path: Path, shown: object) -> bytes:
     with reading(path, shown):
         with path.open("rb") as plain:
             start = plain.read(max(_SIZES))
-        if _ANNEX_POINTER in start:
+        if start.startswith(_ANNEX_POINTER):
             raise _missing(shown, "a git-annex pointer in the content's place")
         if start and path.suffix == ".gz":
             with gzip.open(path) as stream:

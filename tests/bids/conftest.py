@@ -1,11 +1,14 @@
-"""A run that has been through all steps, made without any of them."""
+"""A run that has been through all steps, made without any of them; folders of derivatives."""
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -128,3 +131,67 @@ def finished(tmp_path: Path) -> Finished:
         mask=grid_mask,
         provenance=Provenance(model=model, settings=settings, software={"SlimBrain": "0"}),
     )
+
+
+FMRIPREP = {
+    "Name": "fMRIPrep",
+    "DatasetType": "derivative",
+    "GeneratedBy": [{"Name": "fMRIPrep", "Version": "25.2.0"}],
+}
+
+
+def _image(
+    shape: tuple[int, ...] = (4, 5, 6, 3),
+    *,
+    edge: float = 4.0,
+    origin: tuple[float, float, float] = (-8, -10, -12),
+    tr: float = 2.0,
+    unit: str = "sec",
+) -> bytes:
+    affine = np.diag([edge, edge, edge, 1.0])
+    affine[:3, 3] = origin
+    image = nib.Nifti1Image(np.zeros(shape, np.uint8), affine)
+    image.header.set_xyzt_units("mm", unit)
+    if len(shape) > 3:
+        image.header["pixdim"][4] = tr
+    return gzip.compress(image.to_bytes())
+
+
+def _default_content(name: str) -> bytes:
+    if name.endswith(".nii.gz"):
+        return _image() if "bold" in name and "mask" not in name else _image((4, 5, 6))
+    if name.endswith("bold.json"):
+        return b'{"RepetitionTime": 2.0}'
+    return b"{}" if name.endswith(".json") else b"x"
+
+
+@pytest.fixture
+def make_image() -> Callable[..., bytes]:
+    """Bytes of a small compressed NIfTI image."""
+    return _image
+
+
+@pytest.fixture
+def lay_out(tmp_path: Path) -> Callable[..., Path]:
+    """Lay out derivatives from names; images are small ones, a BOLD's JSON says 2 s.
+
+    Content that differs is given as bytes, or as a table for JSON.
+    """
+
+    def lay_out(
+        *names: str,
+        contents: Mapping[str, object] | None = None,
+        description: object = FMRIPREP,
+        folder: str = "derivatives",
+    ) -> Path:
+        files = {name: _default_content(name.split("/")[-1]) for name in names} | (contents or {})
+        if description is not None:
+            files["dataset_description.json"] = description
+        for name, content in files.items():
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_bytes = isinstance(content, bytes)
+            path.write_bytes(content if is_bytes else json.dumps(content).encode())
+        return tmp_path / folder
+
+    return lay_out
