@@ -35,11 +35,13 @@ def build_graph(participants: Sequence[Participant], call: Call) -> LiterateWork
 def build_participant(participant: Participant, call: Call) -> pe.Workflow:
     """Lay ``prepare``, ``rank``, ``encode``, ``write`` for each run, then their ``report``."""
     graph = pe.Workflow(name=f"sub_{participant.label}")
-    report = _make_node(Report(participant=participant, call=call), "report")
+    report = _make_node(Report(participant=participant, call=call), "report", depth=len(MEMORY))
     if not participant.todo:
         graph.add_nodes([report])
         return graph
-    merge = pe.Node(Merge(len(participant.todo)), name="merge", run_without_submitting=True)
+    merge = _make_node(
+        Merge(len(participant.todo)), "merge", depth=len(MEMORY), run_without_submitting=True
+    )
     graph.connect(merge, "out", report, "states")
     for number, run in enumerate(participant.todo, start=1):
         steps = [_make_step(kind, run, number, call) for kind in MEMORY]
@@ -58,11 +60,14 @@ def _make_step(kind: type[Step], run: Run, number: int, call: Call) -> pe.Node:
         f"{verb}_{number}_{label}",
         n_procs=1 if kind in SERIAL else call.threads,
         mem_gb=MEMORY[kind],
+        depth=list(MEMORY).index(kind),
     )
     node.verb, node.run_name = verb, run.name
     return node
 
 
-def _make_node(interface: Any, name: str, **resources: Any) -> pe.Node:
+def _make_node(interface: Any, name: str, *, depth: int, **options: Any) -> pe.Node:
     # A node's hash knows nothing of an input file's content, so nothing is ever taken from before.
-    return pe.Node(interface, name=name, overwrite=True, **resources)
+    node = pe.Node(interface, name=name, overwrite=True, **options)
+    node.depth = depth
+    return node

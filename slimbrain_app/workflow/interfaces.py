@@ -55,8 +55,6 @@ class Step(SimpleInterface):  # type: ignore[misc]
         except SlimBrainError as error:
             state = replace(state, refusal=Refusal.of(state.run.name, error))
         except Exception as error:
-            if call.provenance.settings.compute.stop_on_first_crash:
-                raise
             state = replace(state, refusal=self._report_fault(state, call, error))
         step = (type(self).__name__.lower(), time.perf_counter() - start)
         return replace(state, spent=(*state.spent, step), peak_mib=_measure_peak())

@@ -38,6 +38,8 @@ Watch = Callable[[str, str], None]
 LOGGER = logging.getLogger("slimbrain")
 # Nipype's default of 2 s makes a graph of short nodes wait most of its time.
 POLL_SECONDS = 0.05
+# Nipype's book-keeping grows with the square of the nodes, and prepared runs fill the work folder.
+PARTICIPANTS_PER_PROCESS = 8
 
 
 def carry_out(
@@ -61,19 +63,28 @@ def carry_out(
             _work_on(untold, plan, work_dir, command, watch)
         if not plan.provenance.settings.select.participants:
             join_status(plan.output)
-    told = [status for p in free for status in read_status(plan.output, p.label)]
+    told = [status for p in free for status in _tell(p, plan.output, worked=p in untold)]
     return (*told, *(status for p in locked for status in _list_locked(p)))
 
 
 def _take(participant: Participant, output: Path, stack: ExitStack) -> bool:
-    """Lock a participant until the stack closes, and clear up after killed processes."""
+    """Lock a participant until the stack closes, and clear up before and after."""
     try:
         stack.enter_context(lock(_place_lock(participant, output), participant.label))
     except RunRefused:
         return False
-    for folder in (output / f"sub-{participant.label}").glob("**/"):
-        remove_leftovers(folder)
+    _clear_up(participant, output)
+    stack.callback(_clear_up, participant, output)
     return True
+
+
+def _clear_up(participant: Participant, output: Path) -> None:
+    """Remove half-written files of this participant; those of others may be in the making."""
+    label = participant.label
+    remove_leftovers(output, f"sub-{label}.html")
+    remove_leftovers(output / "logs", f"sub-{label}_status.json")
+    for folder in (output / f"sub-{label}").glob("**/"):
+        remove_leftovers(folder)
 
 
 def _place_lock(participant: Participant, output: Path) -> Path:
@@ -102,6 +113,12 @@ def _is_told(participant: Participant, output: Path) -> bool:
     return not participant.todo and told == known and page.exists()
 
 
+def _tell(participant: Participant, output: Path, *, worked: bool) -> Iterator[RunStatus]:
+    for status in read_status(output, participant.label):
+        before = not worked and status.state == "done"
+        yield replace(status, state="current", spent=()) if before else status
+
+
 def _work_on(
     participants: Sequence[Participant],
     plan: Plan,
@@ -115,9 +132,12 @@ def _work_on(
     logs = _open_logs(plan, command)
     with _log_to(logs / "slimbrain.log"), _work_folder(work_dir, logs) as work:
         call = _make_call(plan, limits, command, logs, work)
-        _run_graph(participants, call, limits, watch)
-        for participant in participants:
-            _settle(participant, call)
+        at_once = PARTICIPANTS_PER_PROCESS * limits.processes
+        for first in range(0, len(participants), at_once):
+            batch = participants[first : first + at_once]
+            _run_graph(batch, call, limits, watch)
+            for participant in batch:
+                _settle(participant, call)
 
 
 def _open_logs(plan: Plan, command: Sequence[str]) -> Path:
@@ -140,6 +160,7 @@ def _make_call(plan: Plan, limits: Limits, command: Sequence[str], logs: Path, w
         threads=limits.threads,
         provenance=provenance,
         command=tuple(command),
+        notices=plan.notices,
         methods=describe_methods(provenance.settings, provenance.model, provenance.software),
     )
 
@@ -174,8 +195,10 @@ def _work_folder(work_dir: Path | None, logs: Path) -> Iterator[Path]:
 def _run_graph(
     participants: Sequence[Participant], call: Call, limits: Limits, watch: Watch
 ) -> None:
+    """Run all nodes that can be run. A node that is lost takes its participant's report with it."""
     _configure_nipype(call)
     from slimbrain_app.workflow.graph import build_graph
+    from slimbrain_app.workflow.pool import Pool
 
     graph = build_graph(participants, call)
     write_text(call.output / "logs" / "CITATION.md", graph.visit_desc())
@@ -183,38 +206,52 @@ def _run_graph(
     def follow(node: Any, event: str) -> None:
         if event == "end" and hasattr(node, "run_name"):
             watch(node.run_name, node.verb)
+            LOGGER.info("%s %s", node.verb, node.run_name)
+        if _stops_here(call):
+            raise RuntimeError("stopped on the first crash")
 
-    arguments: dict[str, Any] = {"status_callback": follow}
-    if limits.processes == 1:
-        graph.run(plugin="Linear", plugin_args=arguments)
-        return
-    arguments |= {
-        "n_procs": limits.processes,
-        "memory_gb": limits.memory_gb,
-        "raise_insufficient": False,
-        "mp_context": "spawn",
-    }
-    graph.run(plugin="MultiProc", plugin_args=arguments)
+    plugin: Any = "Linear"
+    if limits.processes > 1:
+        plugin = Pool(
+            {
+                "status_callback": follow,
+                "n_procs": limits.processes,
+                "memory_gb": limits.memory_gb,
+                "raise_insufficient": False,
+            }
+        )
+    try:
+        graph.run(plugin=plugin, plugin_args={"status_callback": follow})
+    except RuntimeError as error:
+        LOGGER.error("the graph did not reach its end: %s", error)  # `_settle` says who is missing.
+    finally:
+        if limits.processes > 1:
+            plugin.end()
+
+
+def _stops_here(call: Call) -> bool:
+    wished = call.provenance.settings.compute.stop_on_first_crash
+    return wished and any(call.logs.glob("crash-*"))
 
 
 def _configure_nipype(call: Call) -> None:
     from nipype import config
-    from nipype import logging as nipype_logging
 
+    from slimbrain_app.workflow.pool import quieten_nipype
+
+    quieten_nipype()
     config.update_config(
         {
             "execution": {
                 "poll_sleep_duration": str(POLL_SECONDS),
-                "crashdump_dir": str(call.logs),
+                "crashdump_dir": str(call.work),
                 "crashfile_format": "txt",
-                "stop_on_first_crash": str(call.provenance.settings.compute.stop_on_first_crash),
+                "stop_on_first_crash": "false",
                 "check_version": "false",
                 "remove_unnecessary_outputs": "false",
-            },
-            "logging": {"workflow_level": "WARNING", "interface_level": "WARNING"},
+            }
         }
     )
-    nipype_logging.update_logging(config)
 
 
 def _settle(participant: Participant, call: Call) -> None:
@@ -222,7 +259,7 @@ def _settle(participant: Participant, call: Call) -> None:
     if has_status(call.output, participant.label):
         return
     done = tuple(run for run in participant.todo if is_current(call.output, run, call.provenance))
-    lost = tuple(_refuse_lost(run) for run in participant.todo if run not in done)
+    lost = tuple(_refuse_lost(run, call) for run in participant.todo if run not in done)
     settled = replace(
         participant,
         todo=(),
@@ -232,12 +269,17 @@ def _settle(participant: Participant, call: Call) -> None:
     report_participant(settled, call, [])
 
 
-def _refuse_lost(run: Run) -> Refusal:
+def _refuse_lost(run: Run, call: Call) -> Refusal:
+    stopped = _stops_here(call)
     return Refusal(
         run=run.name,
-        code="worker-killed",
+        code="internal" if stopped else "worker-killed",
         file=run.relative(run.bold),
         expected="its process to live to the end",
-        found="that it was killed, for want of memory most likely",
-        advice="start again with a lower --nprocs, or with more memory",
+        found="a crash before its turn"
+        if stopped
+        else "that it was killed, for want of memory most likely",
+        advice="leave out --stop-on-first-crash"
+        if stopped
+        else "start again with a lower --nprocs, or with more memory",
     )

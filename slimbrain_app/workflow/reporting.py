@@ -11,6 +11,7 @@ import pandas as pd
 
 from slimbrain_app.bids.outputs import name_output, read_facts
 from slimbrain_app.bids.status import write_status
+from slimbrain_app.prepare.confounds import read_confounds
 from slimbrain_app.prepare.store import mask_image, mean_image
 from slimbrain_app.records import Notice, RepetitionTime, Run, RunStatus, Window
 from slimbrain_app.report import ReportContext, ReportedRun, write_report
@@ -82,7 +83,7 @@ def _report_current(run: Run, call: Call) -> ReportedRun:
         constant_voxels=facts["ConstantVoxels"],
         clipped_values=facts["ClippedValues"],
         replaced_values=facts["ReplacedValues"],
-        displacement=None,
+        displacement=_read_displacement(run, facts),
         windows=tuple(_restore_window(row, facts) for row in windows.to_dict("records")),
         method=facts["RankingMethod"],
         embedding=mean.to_numpy(np.float32)[0],
@@ -93,6 +94,17 @@ def _report_current(run: Run, call: Call) -> ReportedRun:
         mask=None,
         done_before=True,
     )
+
+
+def _read_displacement(run: Run, facts: Any) -> tuple[float, ...] | None:
+    if run.confounds is None:
+        return None
+    dummy_scans = facts["DummyScans"]
+    volumes = facts["Volumes"] + dummy_scans
+    confounds = read_confounds(run.confounds, run.relative(run.confounds), volumes)
+    if confounds.displacement is None:
+        return None
+    return tuple(confounds.displacement[dummy_scans:].tolist())
 
 
 def _read_table(call: Call, name: str) -> pd.DataFrame:
@@ -127,4 +139,5 @@ def _describe_context(call: Call) -> ReportContext:
         software=call.provenance.software,
         command=call.command,
         methods=call.methods,
+        notices=call.notices,
     )

@@ -40,12 +40,9 @@ def count_processors(environment: Mapping[str, str], cgroup: Path) -> int:
     counts.append(os.cpu_count() or 1)
     if (slurm := environment.get("SLURM_CPUS_PER_TASK", "")).isdecimal():
         counts.append(int(slurm))
-    match _read_words(cgroup / "cpu.max"):
-        case [quota, period] if quota.isdecimal():
+    for quota, period in (_read_quota(cgroup), _read_old_quota(cgroup)):
+        if quota.isdecimal():
             counts.append(int(quota) // int(period))
-    quota, period = (_read_words(cgroup / f"cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
-    if quota and period and quota[0].isdecimal():
-        counts.append(int(quota[0]) // int(period[0]))
     return max(1, min(counts))
 
 
@@ -59,6 +56,17 @@ def measure_memory(environment: Mapping[str, str], cgroup: Path) -> float:
             case [size] if size.isdecimal():
                 sizes.append(int(size))
     return min(sizes) / 1e9
+
+
+def _read_quota(cgroup: Path) -> tuple[str, str]:
+    quota, period = _read_words(cgroup / "cpu.max") or ("max", "1")
+    return quota, period
+
+
+def _read_old_quota(cgroup: Path) -> tuple[str, str]:
+    quota = _read_words(cgroup / "cpu/cpu.cfs_quota_us") or ["-1"]
+    period = _read_words(cgroup / "cpu/cpu.cfs_period_us") or ["1"]
+    return quota[0], period[0]
 
 
 def _read_words(path: Path) -> list[str]:

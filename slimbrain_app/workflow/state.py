@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slimbrain_app.bids.sidecars import Provenance
 from slimbrain_app.model.packages import Package
-from slimbrain_app.records import Embedding, PreparedRun, RankedRun, Refusal, Run, RunStatus
+from slimbrain_app.records import Embedding, Notice, PreparedRun, RankedRun, Refusal, Run, RunStatus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +23,7 @@ class Call:
     threads: int
     provenance: Provenance
     command: tuple[str, ...]
+    notices: tuple[Notice, ...]
     methods: str
 
 
