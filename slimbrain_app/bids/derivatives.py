@@ -126,10 +126,13 @@ def check_dataset(dataset: Path) -> tuple[Notice, ...]:
 def list_participants(dataset: Path) -> tuple[str, ...]:
     """List the labels of all participants, sorted. One listing of the folder, names only."""
     with os.scandir(dataset) as entries:
-        folders = [entry.name for entry in entries if entry.name.startswith("sub-")]
-    # A link to a folder is one as well; the reports sub-*.html are not.
-    labels = (name.removeprefix("sub-") for name in folders if (dataset / name).is_dir())
-    return tuple(sorted(labels))
+        # A link to a folder is one as well; the reports sub-*.html are not.
+        folders = [entry.name for entry in entries if _is_participant(entry)]
+    return tuple(sorted(name.removeprefix("sub-") for name in folders))
+
+
+def _is_participant(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith("sub-") and entry.is_dir()
 
 
 def _list_tools(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

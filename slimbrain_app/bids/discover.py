@@ -236,8 +236,9 @@ def _spellings(run: RunFiles, runs: tuple[RunFiles, ...]) -> Iterator[Notice]:
 
 def _choose_participants(dataset: Path, select: Select) -> list[Participant]:
     asked = [strip_prefix("sub", label) for label in select.participants]
-    labels = list(dict.fromkeys(asked)) or list_participants(dataset)
-    participants = [Participant(dataset, label) for label in labels]
+    if not asked:
+        return [Participant(dataset, label) for label in list_participants(dataset)]
+    participants = [Participant(dataset, label) for label in dict.fromkeys(asked)]
     unknown = [person.label for person in participants if not person.folder.is_dir()]
     if unknown:
         raise _no_participant(dataset, unknown)

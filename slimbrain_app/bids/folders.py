@@ -45,8 +45,7 @@ class Participant:
     def sessions(self) -> tuple[str, ...]:
         """Labels of the sessions, sorted."""
         with os.scandir(self.folder) as entries:
-            names = [entry.name for entry in entries if entry.name.startswith("ses-")]
-        folders = (name for name in names if (self.folder / name).is_dir())
+            folders = [entry.name for entry in entries if _is_session(entry)]
         return tuple(sorted(name.removeprefix("ses-") for name in folders))
 
     @cached_property
@@ -75,6 +74,10 @@ class Participant:
     def show(self, path: Path) -> str:
         """Return what messages call a file: its path below the dataset."""
         return relative(path, self.dataset)
+
+
+def _is_session(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith("ses-") and entry.is_dir()
 
 
 def _list_folder(folder: Path) -> Iterator[File]:
