@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ CONFIG = "config.json"
 CARD = "card.md"
 CHECKSUMS = "checksums.json"
 
+_FLOATS = ("F32", "F16", "BF16")
 _AGAIN = "copy or make the package again"
 _NEWER = "use the release of SlimBrain that made the package, or a later one"
 
@@ -115,7 +116,8 @@ def load_package(name_or_folder: str | Path, search: Sequence[Path] = ()) -> Pac
     folder = _find(name_or_folder, [*search, installed_packages()])
     digests = _check_files(folder)
     config = _read_config(folder)
-    _check_listed(folder, digests, config)
+    if (EXTRACTOR in digests) != (config.extractor is not None):
+        raise _bad(folder / CONFIG, f"sizes of an extractor and {EXTRACTOR}", "only one", _AGAIN)
     with torch.device("meta"):
         _check_tensors(folder / MODEL, Encoder(config.encoder))
         if config.extractor is not None:
@@ -224,7 +226,7 @@ def _find(name_or_folder: str | Path, search: Sequence[Path]) -> Path:
         "package-missing",
         file=name,
         expected="a model package",
-        found="no such folder" if is_folder else f"packages {', '.join(known)}",
+        found="no such folder" if is_folder else f"only {', '.join(known)}",
         advice=(f"did you mean {near[0]}? " if near else "")
         + "A folder is given with a slash, as in ./NAME",
     )
@@ -233,13 +235,18 @@ def _find(name_or_folder: str | Path, search: Sequence[Path]) -> Path:
 def _check_files(folder: Path) -> dict[str, str]:
     """Return the stated checksums after holding every file against its own."""
     digests = _read_checksums(folder)
+    unlisted = {MODEL, CONFIG, CARD, *(file.name for file in folder.glob("*.safetensors"))}
+    unlisted -= digests.keys()
+    if unlisted:
+        found = f"none of {', '.join(sorted(unlisted))}"
+        raise _bad(folder / CHECKSUMS, "checksums of all parts and weights", found, _AGAIN)
     for name, stated in digests.items():
-        file = folder / name
-        if not file.is_file():
-            raise _bad(file, "a file that the checksums name", "none", _AGAIN)
-        found = sha256_of(file)
+        try:
+            found = sha256_of(folder / name)
+        except OSError as error:
+            found = error.strerror or str(error)
         if found != stated:
-            raise _bad(file, f"SHA-256 {stated}", found, _AGAIN)
+            raise _bad(folder / name, f"SHA-256 {stated}", found, _AGAIN)
     return digests
 
 
@@ -266,66 +273,58 @@ def _read_config(folder: Path) -> Config:
     file = folder / CONFIG
     try:
         config = TypeAdapter(Config).validate_json(file.read_bytes(), strict=True)
-    except (OSError, ValidationError) as error:
-        faults = (
-            "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            if isinstance(error, ValidationError)
-            else str(error)
-        )
-        raise _bad(file, "known keys with values in their range", faults, _NEWER) from error
-    contract = config.contract
-    known = replace(
-        Contract(),
-        frame_time=contract.frame_time,
-        frames=contract.frames,
-        channels=contract.channels,
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+            for fault in error.errors(include_url=False)
+        ]
+        raise _bad(file, "known keys with known values", "; ".join(faults), _NEWER) from error
+    contract, encoder = config.contract, config.encoder
+    # What a package may choose; all else is fixed for this release.
+    known = Contract(
+        frame_time=contract.frame_time, frames=contract.frames, channels=contract.channels
     )
-    if contract != known:
-        raise _bad(file, f"a contract like {known}", str(contract), _NEWER)
-    wanted = (contract.frames, *contract.shape), len(contract.channels)
-    sizes = config.encoder.shape, config.encoder.channels
-    if wanted != sizes:
-        raise _bad(file, f"an encoder for {wanted}", str(sizes), _AGAIN)
+    if contract != known or not contract.frame_time > 0:
+        raise _bad(file, f"a contract like {Contract()}", str(contract), _NEWER)
+    wanted = (len(contract.channels), contract.frames, *contract.shape)
+    if wanted != (encoder.channels, *encoder.shape):
+        found = _shape((encoder.channels, *encoder.shape))
+        raise _bad(file, f"an encoder for an input of {_shape(wanted)}", found, _AGAIN)
     return config
-
-
-def _check_listed(folder: Path, digests: Mapping[str, str], config: Config) -> None:
-    """Refuse weights without a checksum, and a package without one of its parts."""
-    needed = {MODEL, CONFIG, CARD} | ({EXTRACTOR} if config.extractor else set())
-    weights = {file.name for file in folder.glob("*.safetensors")}
-    missing, extra = needed - set(digests), weights - needed
-    if missing or extra:
-        raise _bad(
-            folder / CHECKSUMS,
-            f"checksums of {', '.join(sorted(needed))}",
-            f"missing {sorted(missing)}, surplus {sorted(extra)}",
-            _AGAIN,
-        )
 
 
 def _check_tensors(file: Path, network: nn.Module) -> None:
     """Hold the names and shapes in a file against those of a network, both ways."""
+    wanted = {name: _shape(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = _read_shapes(file)
+    faults = [
+        f"{name}: {found.get(name, 'none')} for {wanted.get(name, 'none')}"
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    ]
+    if faults:
+        shown = "; ".join(faults[:5]) + ("; and more" if len(faults) > 5 else "")
+        expected = f"the {len(wanted)} tensors that the sizes in {CONFIG} call for"
+        raise _bad(file, expected, shown, _AGAIN)
+
+
+def _read_shapes(file: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
-    wanted = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    shapes = {}
     try:
         with safe_open(file, framework="pt") as stored:
-            names = stored.keys()
-            found = {name: stored.get_slice(name).get_shape() for name in names}
+            for name in stored.keys():  # noqa: SIM118
+                tensor = stored.get_slice(name)
+                kind = "" if tensor.get_dtype() in _FLOATS else tensor.get_dtype() + " "
+                shapes[name] = kind + _shape(tensor.get_shape())
     except SafetensorError as error:
         raise _bad(file, "a safetensors file", str(error), _AGAIN) from error
-    if wanted != found:
-        faults = [
-            f"{name}: {found.get(name, 'missing')} for {wanted.get(name, 'nothing of the name')}"
-            for name in sorted(wanted.keys() | found.keys())
-            if wanted.get(name) != found.get(name)
-        ]
-        raise _bad(
-            file,
-            f"the {len(wanted)} tensors of the stated sizes",
-            "; ".join(faults[:5]) + (f" and {len(faults) - 5} more" if len(faults) > 5 else ""),
-            _AGAIN,
-        )
+    return shapes
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _load_weights(network: Network, file: Path, device: torch.device | str) -> Network:
@@ -363,7 +362,6 @@ def _bad(file: Path, expected: str, found: str, advice: str) -> CallRefused:
 
 def _untrained_card(name: str, config: Config) -> str:
     contract, encoder = config.contract, config.encoder
-    grid = " x ".join(map(str, contract.shape))
     return f"""# {name}
 
 **Untrained.** The weights are random numbers: a truncated normal with deviation 0.02, drawn with
@@ -373,7 +371,7 @@ seed {config.seed}, biases 0, norms the identity. No data of any person went int
 | --- | --- |
 | preset | {config.preset} |
 | time | {contract.frames} frames of {contract.frame_time:g} s |
-| space | {contract.space}, {grid} voxels of {contract.voxel_size:g} mm |
+| space | {contract.space}, {_shape(contract.shape)} voxels of {contract.voxel_size:g} mm |
 | channels | {", ".join(contract.channels)} |
 | embedding | {encoder.embedding_width} values |
 | licence | Apache-2.0, as SlimBrain's code |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,6 +56,10 @@ class EncoderSizes:
     deletion: Deletion
 
     def __post_init__(self) -> None:
+        counts = (self.channels, self.width, self.heads, *self.depths)
+        axes = itertools.chain(self.shape, self.patch, self.mask_unit, *self.strides)
+        if min(*counts, *axes) < 1:
+            raise ValueError("a size below 1")
         if len(self.unit_attention) != len(self.depths) or len(self.strides) >= len(self.depths):
             raise ValueError(
                 "one attention per stage, and a pooling for at most each but the first"

@@ -1,0 +1,324 @@
+"""Packages: whole, strict, and the same after a round trip."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from slimbrain_app.errors import CallRefused, Exit
+from slimbrain_app.model.encoder import Encoder
+from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
+from slimbrain_app.model.packages import (
+    Config,
+    create_package,
+    installed_packages,
+    load_encoder,
+    load_extractor,
+    load_package,
+    save_package,
+)
+from slimbrain_app.model.presets import CONTRACTS, PRESETS
+from slimbrain_app.records import Contract
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """An untrained package; copy it before changing it."""
+    return create_package(tmp_path_factory.mktemp("models") / "fresh", "tiny", seed=5).folder
+
+
+@pytest.fixture
+def folder(made, tmp_path) -> Path:
+    copy = tmp_path / "fresh"
+    copy.mkdir()
+    for file in made.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def sign(folder: Path) -> None:
+    """Make checksums fit the files, as someone would who means to deceive."""
+    names = [file.name for file in folder.iterdir() if file.name != "checksums.json"]
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    (folder / "checksums.json").write_text(json.dumps(digests))
+
+
+def change_weights(folder: Path, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+    sign(folder)
+
+
+def change_config(folder: Path, change) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    change(content)
+    (folder / "config.json").write_text(json.dumps(content))
+    sign(folder)
+
+
+def refusal(folder: Path) -> CallRefused:
+    with pytest.raises(CallRefused) as caught:
+        load_package(folder)
+    assert caught.value.reason == "package-bad"
+    assert caught.value.exit_code == Exit.CONFIGURATION
+    return caught.value
+
+
+def test_weights_come_back_as_rounded_to_float16(made):
+    loaded = load_encoder(load_package(made)).state_dict()
+    drawn = Encoder(PRESETS["tiny"], seed=5).state_dict()
+    assert loaded.keys() == drawn.keys()
+    for name, tensor in loaded.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, drawn[name].half().float()), name
+
+
+def test_float32_weights_and_an_extractor_come_back_to_the_bit(tmp_path):
+    encoder = Encoder(PRESETS["tiny"], seed=1)
+    extractor = TemporalExtractor(ExtractorSizes(width=16, heads=2), seed=1)
+    config = Config(
+        preset="tiny",
+        trained=True,
+        seed=None,
+        contract=CONTRACTS["tiny"],
+        encoder=encoder.sizes,
+        extractor=extractor.sizes,
+    )
+    package = save_package(tmp_path / "both", config, encoder, extractor, card="# both")
+    assert package == load_package("both", [tmp_path])
+    assert package.config == config
+    assert package.has_extractor and package.trained
+    loaded = load_extractor(package)
+    assert loaded is not None
+    for saved, back in ((encoder, load_encoder(package)), (extractor, loaded)):
+        assert not back.training
+        for name, tensor in saved.state_dict().items():
+            assert torch.equal(back.state_dict()[name], tensor), name
+
+
+def test_loaded_weights_can_be_trained_on(made):
+    assert all(
+        parameter.requires_grad for parameter in load_encoder(load_package(made)).parameters()
+    )
+
+
+def test_an_untrained_package_says_so(made):
+    package = load_package(made)
+    assert not package.trained and not package.identity.trained
+    assert not package.has_extractor and load_extractor(package) is None
+    assert "**Untrained.**" in (made / "card.md").read_text()
+    assert "seed 5" in (made / "card.md").read_text()
+
+
+def test_the_shipped_package_is_the_preset_with_the_seed_on_its_card():
+    package = load_package("tiny")
+    assert package.folder.parent == installed_packages()
+    assert (package.preset, package.trained, package.config.seed) == ("tiny", False, 0)
+    assert package.config.encoder == PRESETS["tiny"]
+    assert package.contract == CONTRACTS["tiny"]
+    assert sum(file.stat().st_size for file in package.folder.iterdir()) < 5e6
+    drawn = Encoder(PRESETS["tiny"], seed=0).state_dict()
+    for name, tensor in load_encoder(package).state_dict().items():
+        torch.testing.assert_close(tensor, drawn[name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_can_be_created(preset, tmp_path):
+    package = create_package(tmp_path / preset, preset, seed=3)
+    assert package.preset == preset
+    assert package.contract == CONTRACTS[preset]
+
+
+def test_the_same_seed_gives_the_same_package_and_another_does_not(made, tmp_path):
+    again = create_package(tmp_path / "again" / "fresh", "tiny", seed=5)
+    assert again.sha256 == load_package(made).sha256
+    assert create_package(tmp_path / "fresh", "tiny", seed=6).sha256 != again.sha256
+
+
+def test_files_follow_the_umask(made):
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in made.iterdir()}
+    assert len(modes) == 1
+
+
+def test_nothing_but_the_package_is_left_in_the_folder_above(tmp_path):
+    create_package(tmp_path / "one", "tiny")
+    create_package(tmp_path / "one", "tiny", seed=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "card.md"])
+def test_a_flipped_bit_is_refused(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[-2] ^= 1
+    (folder / name).write_bytes(content)
+    assert str(refusal(folder).file).endswith(name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "card.md", "checksums.json"])
+def test_a_half_written_package_is_refused(folder, name):
+    (folder / name).unlink()
+    refusal(folder)
+    if name != "checksums.json":
+        sign(folder)
+        refusal(folder)
+
+
+def test_a_truncated_file_is_refused_even_under_its_own_checksum(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    sign(folder)
+    refusal(folder)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    refusal(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"model.safetensors": 3}', '{"../x": "00"}', "\x00"])
+def test_checksums_that_are_none_are_refused(folder, text):
+    (folder / "checksums.json").write_text(text)
+    refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda weights: weights.pop("blocks.3.norm1.bias"), "blocks.3.norm1.bias"),
+        (lambda weights: weights.update({"head.weight": torch.zeros(2)}), "head.weight"),
+        (
+            lambda weights: weights.update(
+                {"blocks.1.proj.weight": weights["blocks.1.proj.weight"].T.contiguous()}
+            ),
+            "blocks.1.proj.weight",
+        ),
+        (
+            lambda weights: weights.update(
+                {"patch_embed.proj.weight": weights["patch_embed.proj.weight"].flatten(1)}
+            ),
+            "patch_embed.proj.weight",
+        ),
+    ],
+    ids=["missing", "surplus", "transposed", "flattened"],
+)
+def test_weights_of_other_names_or_shapes_are_refused_by_name(folder, change, named):
+    change_weights(folder, change)
+    assert named in refusal(folder).found
+
+
+def test_whole_numbers_are_refused_as_weights(folder):
+    change_weights(
+        folder,
+        lambda weights: weights.update({"encoder_norm.bias": torch.zeros(192, dtype=torch.int64)}),
+    )
+    assert "encoder_norm.bias" in refusal(folder).found
+
+
+def test_weights_without_a_checksum_are_refused(folder):
+    save_file({"weight": torch.zeros(1)}, folder / "extractor.safetensors")
+    assert "extractor.safetensors" in refusal(folder).found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config["contract"].update(version=2),
+        lambda config: config["contract"].update(space="MNI152NLin6Asym"),
+        lambda config: config["contract"].update(window_mode="selected"),
+        lambda config: config["contract"].update(frames=20),
+        lambda config: config["contract"].update(channels=["voxel", "global"]),
+        lambda config: config["contract"].update(channels=["ratio"]),
+        lambda config: config["contract"].update(frame_time=0.0),
+        lambda config: config["contract"].update(frame_time=float("nan")),
+        lambda config: config["encoder"].update(heads=5),
+        lambda config: config["encoder"].update(mask_unit=[0, 4, 4, 4]),
+        lambda config: config["encoder"].update(width=96),
+        lambda config: config["encoder"].update(gates=1),
+        lambda config: config.update(extractor={"width": 16}),
+        lambda config: config.update(trained="no"),
+        lambda config: config.pop("preset"),
+    ],
+)
+def test_a_config_that_is_not_understood_or_contradicts_itself_is_refused(folder, change):
+    change_config(folder, change)
+    refusal(folder)
+
+
+@pytest.mark.parametrize("change", [{"frame_time": 2.0}, {"channels": ("voxel", "global")}])
+def test_another_frame_time_or_more_channels_are_legal(tmp_path, change):
+    contract = replace(Contract(), **change)
+    sizes = replace(PRESETS["tiny"], channels=len(contract.channels))
+    config = Config(preset="tiny", trained=False, seed=0, contract=contract, encoder=sizes)
+    package = save_package(tmp_path / "other", config, Encoder(sizes), card="# other")
+    assert load_package(package.folder).contract == contract
+
+
+def test_sizes_that_are_not_the_networks_are_not_saved(tmp_path):
+    config = Config(
+        preset="base", trained=False, seed=0, contract=CONTRACTS["base"], encoder=PRESETS["base"]
+    )
+    with pytest.raises(ValueError, match="sizes"):
+        save_package(tmp_path / "other", config, Encoder(PRESETS["tiny"]), card="# other")
+    assert not list(tmp_path.iterdir())
+
+
+class Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self):
+        return Path.touch, (self.sprung,)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "checksums.json"])
+def test_a_pickle_is_refused_and_not_executed(folder, tmp_path, name):
+    sprung = tmp_path / "sprung"
+    (folder / name).write_bytes(pickle.dumps(Trap(sprung)))
+    if name != "checksums.json":
+        sign(folder)
+    refusal(folder)
+    assert not sprung.exists()
+
+
+def test_places_are_searched_in_order_and_the_installed_last(made, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    create_package(second / "tiny", "tiny", seed=7)
+    assert load_package("tiny", [first, second]).config.seed == 7
+    create_package(first / "tiny", "tiny", seed=8)
+    assert load_package("tiny", [first, second]).config.seed == 8
+    assert load_package("tiny", [made.parent]).config.seed == 0
+
+
+def test_a_damaged_package_is_not_passed_over_for_another(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    with pytest.raises(CallRefused, match="package-bad"):
+        load_package("tiny", [tmp_path])
+
+
+@pytest.mark.parametrize("as_path", [True, False])
+def test_a_folder_is_taken_as_it_is(made, tmp_path, monkeypatch, as_path):
+    monkeypatch.chdir(made.parent)
+    assert load_package(Path("fresh") if as_path else "./fresh").folder == made
+
+
+def test_a_missing_package_is_refused_with_the_nearest_name(made):
+    with pytest.raises(CallRefused) as caught:
+        load_package("frehs", [made.parent])
+    assert caught.value.reason == "package-missing"
+    assert caught.value.exit_code == Exit.CONFIGURATION
+    assert "fresh" in caught.value.advice
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(CallRefused, match="package-missing"):
+        load_package(tmp_path / "none")
