@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # Frames to either side of a window's start: half the stride between windows.
 REACH = 10
-# Views per pass. On a CPU more would only cost memory.
-BATCH = 8
+# Views per pass: always so many, the last pass padded. On a CPU more would only cost memory.
+BATCHES = {"cpu": 1, "cuda": 8, "mps": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ def _encode(
     from slimbrain_app.model.tokens import build_table, gather_patches, keep_brain
     from slimbrain_app.prepare.store import mask_image
 
-    size = 1 if device == "cpu" else BATCH
+    size = BATCHES[device.partition(":")[0]]
     kept = keep_brain(torch.from_numpy(mask_image(prepared)), encoder.sizes)
     single = build_table(kept, encoder.sizes).to(device)
     table = build_table(kept.expand(size, *kept.shape), encoder.sizes).to(device)
