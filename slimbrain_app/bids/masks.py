@@ -41,8 +41,9 @@ def choose_mask(
         mask = only_one(same, "brain mask", participant)
         _require_same_grid(mask, bold, header, participant)
         return mask, ()
-    anatomical = participant.find_anatomical(lambda name: _fits_space(name, bold), run.session)
-    others = in_space[:1] or list(anatomical)
+    others = in_space[:1] or participant.find_anatomical(
+        lambda name: _fits_space(name, bold), run.session
+    )
     if not others:
         raise _no_mask(bold, masks, participant)
     mask = only_one([mask.path for mask in others], "brain mask", participant)
