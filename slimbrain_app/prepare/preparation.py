@@ -165,7 +165,7 @@ def _pass_over(
         batch.rows.tofile(stream)
         stillness.watch(batch.source)
         for volume, missing, row in zip(batch.source, batch.missing, batch.rows, strict=True):
-            if not row.any():
+            if row.max() == row.min() == 0:
                 empty.append(gaps.watched)
             if not gaps.watch(volume, missing):
                 moments.add(row)
@@ -173,22 +173,27 @@ def _pass_over(
 
 
 def _sample(stored: NDArray[Any], header: Header, placement: Placement) -> _Batch:
-    source = _values(placement.view.apply(stored), header)
-    missing: list[Mask | None] = [None] * len(source)
-    if header.dtype.kind == "f":
-        missing = [_fill_gaps(volume, placement.brain) for volume in source]
-    return _Batch(source, missing, placement.sampler.sample(source))
+    sampler, count = placement.sampler, len(stored)
+    viewed = placement.view.apply(stored)
+    source = np.empty(viewed.shape, np.float32)
+    missing: list[Mask | None] = [None] * count
+    rows = np.empty((count, len(placement.nearest)), np.float32)
+    for first in range(0, count, sampler.at_once):
+        part = slice(first, min(first + sampler.at_once, count))
+        _read_values(viewed[part], header, source[part])
+        if header.dtype.kind == "f":
+            missing[part] = [_fill_gaps(volume, placement.brain) for volume in source[part]]
+        rows[part] = sampler.sample(source[part])
+    return _Batch(source, missing, rows)
 
 
-def _values(stored: NDArray[Any], header: Header) -> Array:
-    """Return the values of stored numbers as float32, whatever their order in memory."""
-    values = np.empty(stored.shape, np.float32)
+def _read_values(stored: NDArray[Any], header: Header, values: Array) -> None:
+    """Write the values of stored numbers, whatever their order in memory, to ``values``."""
     if header.slope == 1 and header.inter == 0:
         np.copyto(values, stored, casting="unsafe")
     else:
         np.multiply(stored, np.float32(header.slope), out=values, casting="unsafe")
         values += np.float32(header.inter)
-    return values
 
 
 def _fill_gaps(volume: Array, brain: NDArray[np.intp]) -> Mask | None:
@@ -256,7 +261,7 @@ def _settle_voxels(run: Run, passed: _Pass, placement: Placement) -> _Voxels:
     mask[mask] = kept
     _judge_coverage(run, mask)
     moving = ~np.isin(placement.nearest, constant)[kept]
-    deviation = passed.moments.deviation[kept]
+    mean, deviation = (values[kept] for values in passed.moments.settle())
     step = store.step_of(np.where(moving, deviation, 0))
     if not step.any():
         raise RunRefused(
@@ -269,7 +274,7 @@ def _settle_voxels(run: Run, passed: _Pass, placement: Placement) -> _Voxels:
     return _Voxels(
         kept=kept,
         places=np.flatnonzero(mask),
-        mean=passed.moments.mean[kept].astype(np.float32),
+        mean=mean.astype(np.float32),
         deviation=deviation,
         step=step,
         constant=len(constant),

@@ -22,10 +22,10 @@ from slimbrain_app.prepare.grid import Grid
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
 
-# Small enough that a processor's cache holds it; what a broken stream gives beyond its last
-# whole chunk is lost, and that is less than a volume.
-_CHUNK = 1 << 14
-_BATCH_BYTES = 8 << 20
+# A processor's cache holds it. What a broken stream gives beyond its last whole chunk is not
+# seen, so that small volumes want smaller ones.
+_CHUNK = 1 << 16
+_BATCH_BYTES = 16 << 20
 # A file that was written to so lately and ends early is most likely still being written.
 _YOUNG_SECONDS = 10
 
@@ -53,6 +53,7 @@ class Series:
         self._stream = stream
         self._file = file
         self._before = _state(path)
+        self._chunk = _CHUNK
         self.header = self._read_header()
 
     @property
@@ -70,18 +71,19 @@ class Series:
         """
         shape = self.header.grid.shape[::-1]
         size = int(np.prod(shape)) * self.header.dtype.itemsize
+        self._chunk = min(max(size // 8, 1 << 10), _CHUNK)
         for volume in range(first):
             self._read_volumes(volume, 1, size)
         batch = max(1, _BATCH_BYTES // size)
         for start in range(first, self.header.volumes, batch):
             count = min(batch, self.header.volumes - start)
             stored = self._read_volumes(start, count, size)
-            yield np.frombuffer(stored, self.header.dtype).reshape(count, *shape)
+            yield stored.view(self.header.dtype).reshape(count, *shape)
         self._finish()
 
-    def _read_volumes(self, start: int, count: int, size: int) -> bytearray:
-        buffer = bytearray(count * size)
-        found = self._read_into(buffer)
+    def _read_volumes(self, start: int, count: int, size: int) -> NDArray[np.uint8]:
+        buffer = np.empty(count * size, np.uint8)
+        found = self._read_into(memoryview(buffer))
         if found == len(buffer):
             return buffer
         self._refuse_changed()
@@ -94,11 +96,11 @@ class Series:
             advice="wait for the program that writes it" if young else "copy the file again",
         )
 
-    def _read_into(self, buffer: bytearray) -> int:
+    def _read_into(self, buffer: bytearray | memoryview) -> int:
         view = memoryview(buffer)
         done = 0
         try:
-            while count := self._stream.readinto(view[done : done + _CHUNK]):
+            while count := self._stream.readinto(view[done : done + self._chunk]):
                 done += count
         except EOFError:
             return done

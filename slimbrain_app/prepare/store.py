@@ -152,12 +152,17 @@ def quantise(rows: Array, mean: Array, scale: Array) -> tuple[NDArray[np.int8], 
     """Return rows (volumes, voxels) as int8, and how many values were clipped."""
     inverse = np.zeros_like(scale)
     np.divide(1, scale, out=inverse, where=scale > 0)
-    steps = rows - mean
-    steps *= inverse
-    np.rint(steps, out=steps)
-    clipped = int(np.count_nonzero(np.abs(steps) > _LEVELS))
-    np.clip(steps, -_LEVELS, _LEVELS, out=steps)
-    return steps.astype(np.int8), clipped
+    levels = np.empty(rows.shape, np.int8)
+    clipped = 0
+    # Row by row, so that each step finds the last one's result in the processor's cache.
+    for row, level in zip(rows, levels, strict=True):
+        steps = row - mean
+        steps *= inverse
+        np.rint(steps, out=steps)
+        within = np.clip(steps, -_LEVELS, _LEVELS)
+        clipped += int(np.count_nonzero(steps != within))
+        level[:] = within
+    return levels, clipped
 
 
 def write_signal_header(stream: BinaryIO, volumes: int, voxels: int) -> None:
