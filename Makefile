@@ -8,12 +8,14 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test test-all check lock clean
 
-demo: $(VENV)/.ready demo/fmriprep
+demo: demo/fmriprep/dataset_description.json
 	$(BIN)/slimbrain demo/fmriprep demo/slimbrain participant
 	@echo "Open demo/slimbrain/sub-01.html in a browser."
 
-demo/fmriprep: | $(VENV)/.ready
-	$(BIN)/slimbrain-tools simulate $@
+# Written last by the simulator, so a half-made dataset is made anew.
+demo/fmriprep/dataset_description.json: | $(VENV)/.ready
+	rm -rf demo/fmriprep
+	$(BIN)/slimbrain-tools simulate demo/fmriprep
 
 test: check
 	$(BIN)/pytest -n 2 --dist loadfile

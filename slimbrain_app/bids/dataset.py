@@ -73,9 +73,8 @@ def _describe(source: Mapping[str, Any], link: str) -> dict[str, Any]:
         "SourceDatasets": [nearest, *(earlier if isinstance(earlier, list) else [])],
         "DatasetLinks": {LINK: link},
     }
-    if "License" in source:
-        description["License"] = source["License"]
-    return description
+    kept = {key: source[key] for key in ("Authors", "License") if key in source}
+    return {**description, **kept}
 
 
 def _list_makers(description: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -42,7 +42,8 @@ def _add_simulate(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("folder", type=Path, help="a new folder")
     parser.add_argument("--participants", type=int, metavar="N")
-    parser.add_argument("--volumes", type=int, metavar="N")
+    parser.add_argument("--runs", type=int, metavar="N", help="of each participant")
+    parser.add_argument("--volumes", type=int, metavar="N", help="of each run")
     parser.add_argument("--tr", type=float, metavar="SECONDS")
     parser.add_argument("--voxel-size", type=float, metavar="MM")
     parser.add_argument("--seed", type=int)
@@ -52,7 +53,7 @@ def _add_simulate(commands: argparse._SubParsersAction[Parser]) -> None:
 def _simulate(options: argparse.Namespace) -> None:
     from slimbrain_app.simulation import SimulationSettings, simulate_dataset
 
-    names = ("participants", "volumes", "tr", "voxel_size", "seed")
+    names = ("participants", "runs", "volumes", "tr", "voxel_size", "seed")
     given = {name: getattr(options, name) for name in names}
     settings = SimulationSettings(**{k: value for k, value in given.items() if value is not None})
     for bold in simulate_dataset(options.folder, settings):

@@ -105,7 +105,7 @@ def test_output_is_a_valid_bids_derivative(finished):
     command = [validator, "--json", "--config", str(config), str(finished[0])]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     issues = json.loads(result.stdout)["issues"]["issues"]
-    assert issues == []
+    assert [issue for issue in issues if issue["severity"] != "ignore"] == []
 
 
 def test_output_holds_no_absolute_path(finished, one_person):
@@ -167,6 +167,7 @@ def test_one_bad_run_does_not_stop_the_other(simulated, tmp_path):
     shutil.copytree(simulated, dataset)
     (bold,) = (dataset / "sub-02").rglob("*_bold.nii.gz")
     bold.write_bytes(bold.read_bytes()[: bold.stat().st_size // 2])
+    os.utime(bold, (0, 0))  # A young one might still be growing.
     result = slimbrain(dataset, tmp_path / "out", "participant", "--nprocs", 1)
     assert result.returncode == Exit.DATA
     assert "[truncated]" in result.stderr
@@ -225,22 +226,15 @@ def test_a_call_that_cannot_start_says_why_and_leaves_no_trace(
 def test_a_participant_at_work_elsewhere_is_left_to_the_other(one_person, tmp_path):
     output = tmp_path / "out"
     (output / "logs").mkdir(parents=True)
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys, time; from pathlib import Path; from slimbrain_app.files import lock\n"
-            "with lock(Path(sys.argv[1]), ''): print('held', flush=True); time.sleep(100)",
-            str(output / "logs/sub-01.lock"),
-        ],
-        stdout=subprocess.PIPE,
+    script = (
+        "import sys, time; from pathlib import Path; from slimbrain_app.files import lock\n"
+        "with lock(Path(sys.argv[1]), ''): print('held', flush=True); time.sleep(100)"
     )
-    try:
+    command = [sys.executable, "-c", script, str(output / "logs/sub-01.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         result = slimbrain(one_person, output, "participant", "--nprocs", 1)
-    finally:
         holder.kill()
-        holder.wait()
     assert result.returncode == Exit.TRY_AGAIN
     assert "locked" in result.stdout
     assert not (output / "sub-01.html").exists()
@@ -272,7 +266,7 @@ def test_help_is_quick_because_it_loads_nothing_heavy():
         "import sys\nfrom slimbrain_app.cli.app import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'nipype', 'nibabel', 'pandas', 'numpy', 'bids', 'rich', 'pydantic'}\n"
-        "sys.exit(', '.join(heavy & set(sys.modules)))"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
