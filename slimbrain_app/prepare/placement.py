@@ -34,6 +34,8 @@ class Placement:
     nearest : ndarray of int, shape (voxels,)
         For each voxel of ``mask``, the series' own voxel that holds it, flat in (z, y, x).
     sampler : Sampler
+    edges : tuple of float
+        Of the series' voxels, in mm.
     """
 
     mask: Mask
@@ -42,6 +44,7 @@ class Placement:
     brain: NDArray[np.intp]
     nearest: NDArray[np.intp]
     sampler: Sampler
+    edges: tuple[float, ...]
 
 
 def place_run(run: Run, stored: Grid) -> Placement:
@@ -77,6 +80,7 @@ def place_run(run: Run, stored: Grid) -> Placement:
         brain=np.flatnonzero(own_mask[box].T),
         nearest=flat_nearest(source, coordinates, mask),
         sampler=build_sampler(source, coordinates, mask),
+        edges=tuple(float(edge) for edge in np.linalg.norm(source.affine[:3, :3], axis=0)),
     )
 
 

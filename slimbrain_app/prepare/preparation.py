@@ -18,8 +18,9 @@ from slimbrain_app.prepare import parallel, store
 from slimbrain_app.prepare.confounds import Confounds, read_confounds
 from slimbrain_app.prepare.grid import model_grid, template_coverage
 from slimbrain_app.prepare.placement import Placement, place_run
-from slimbrain_app.prepare.reading import Header, Series, open_series
-from slimbrain_app.prepare.statistics import Gaps, Moments, Stillness
+from slimbrain_app.prepare.reading import open_series
+from slimbrain_app.prepare.rows import Pass, mend_gaps, read_rows, sample_rows
+from slimbrain_app.prepare.statistics import Gaps
 from slimbrain_app.records import Contract, Notice, PreparedRun, Run
 from slimbrain_app.settings import Prepare
 
@@ -30,16 +31,6 @@ _COVERAGE_REFUSED, _COVERAGE_NOTICED = 0.50, 0.85
 _GAPS_ALLOWED = 0.01
 _SHORTEST_EDGE, _LONGEST_EDGE = 0.5, 6.0
 _FORMAT = 1
-_BLOCK = 16
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """Volumes of the series (volumes, z, y, x), their gaps in the brain, and their rows."""
-
-    source: Array
-    missing: list[Mask | None]
-    rows: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +48,6 @@ class _Voxels:
     constant: int
     dead: int
     coverage: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Pass:
-    """What one pass over a series saw; by then its rows are in a file."""
-
-    moments: Moments
-    stillness: Stillness
-    gaps: Gaps
-    empty: tuple[int, ...]
 
 
 def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: float) -> PreparedRun:
@@ -99,13 +80,13 @@ def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: floa
         _judge_coverage(run, placement.mask)
         rows = temporary / "rows.float32"
         with rows.open("w+b") as stream, parallel.workers() as threads:
-            passed = _pass_over(series, placement, confounds.dummy_scans, stream, threads)
+            passed = sample_rows(series, placement, confounds.dummy_scans, stream, threads)
             _judge_volumes(run, passed, confounds.dummy_scans)
-            _mend_gaps(passed, placement, stream)
+            mend_gaps(passed, placement, stream)
             voxels = _settle_voxels(run, passed, placement)
             clipped = _write_signal(temporary, stream, voxels, passed.gaps.watched, threads)
         rows.unlink()
-        record = _record(run, folder, confounds, passed, voxels, clipped)
+        record = _record(run, folder, confounds, placement, passed, voxels, clipped)
         record = _sign(record, run, settings, series.sha256)
         store.write_record(temporary, record, _describe_making(run, settings))
     return record
@@ -147,66 +128,7 @@ def _judge_coverage(run: Run, mask: Mask) -> None:
         )
 
 
-def _pass_over(
-    series: Series, placement: Placement, first: int, stream: BinaryIO, threads: int
-) -> _Pass:
-    """Read all volumes from ``first`` on, once, and write their rows (volumes, voxels)."""
-    moments = Moments(len(placement.nearest))
-    stillness = Stillness(placement.brain)
-    # Whole numbers have no gaps: nothing needs to be watched.
-    can_gap = series.header.dtype.kind == "f"
-    gaps = Gaps(placement.brain if can_gap else placement.brain[:0])
-    empty = []
-
-    def work(stored: NDArray[Any]) -> _Batch:
-        return _sample(stored, series.header, placement)
-
-    for batch in parallel.map_in_order(work, series.batches(first), threads):
-        batch.rows.tofile(stream)
-        stillness.watch(batch.source)
-        for volume, missing, row in zip(batch.source, batch.missing, batch.rows, strict=True):
-            if row.max() == row.min() == 0:
-                empty.append(gaps.watched)
-            if not gaps.watch(volume, missing):
-                moments.add(row)
-    return _Pass(moments, stillness, gaps, tuple(empty))
-
-
-def _sample(stored: NDArray[Any], header: Header, placement: Placement) -> _Batch:
-    sampler, count = placement.sampler, len(stored)
-    viewed = placement.view.apply(stored)
-    source = np.empty(viewed.shape, np.float32)
-    missing: list[Mask | None] = [None] * count
-    rows = np.empty((count, len(placement.nearest)), np.float32)
-    for first in range(0, count, sampler.at_once):
-        part = slice(first, min(first + sampler.at_once, count))
-        _read_values(viewed[part], header, source[part])
-        if header.dtype.kind == "f":
-            missing[part] = [_fill_gaps(volume, placement.brain) for volume in source[part]]
-        rows[part] = sampler.sample(source[part])
-    return _Batch(source, missing, rows)
-
-
-def _read_values(stored: NDArray[Any], header: Header, values: Array) -> None:
-    """Write the values of stored numbers, whatever their order in memory, to ``values``."""
-    if header.slope == 1 and header.inter == 0:
-        np.copyto(values, stored, casting="unsafe")
-    else:
-        np.multiply(stored, np.float32(header.slope), out=values, casting="unsafe")
-        values += np.float32(header.inter)
-
-
-def _fill_gaps(volume: Array, brain: NDArray[np.intp]) -> Mask | None:
-    """Set non-finite values to 0, in place; return where they are in the brain, if anywhere."""
-    gaps = ~np.isfinite(volume)
-    if not gaps.any():
-        return None
-    volume[gaps] = 0
-    in_brain = gaps.ravel()[brain]
-    return in_brain if in_brain.any() else None
-
-
-def _judge_volumes(run: Run, passed: _Pass, first: int) -> None:
+def _judge_volumes(run: Run, passed: Pass, first: int) -> None:
     """Refuse runs with volumes that are zero everywhere or have too many gaps."""
     lost = sorted({*passed.empty, *_gappy_volumes(passed.gaps)})
     if lost:
@@ -231,28 +153,7 @@ def _gappy_volumes(gaps: Gaps) -> Iterator[int]:
                 yield volume
 
 
-def _mend_gaps(passed: _Pass, placement: Placement, stream: BinaryIO) -> None:
-    """Put each voxel's mean into its gaps.
-
-    The mean is known only at the end, when the rows are made with 0 in the gaps; but sampling
-    is linear, so that what is missing can be sampled by itself and added.
-    """
-    gaps, size = passed.gaps, len(placement.nearest)
-    if not gaps.volumes:
-        return
-    fill = np.where(gaps.dead(), 0, gaps.means())
-    volume_of_gaps = np.zeros((1, *placement.shape), np.float32)
-    for volume in gaps.volumes:
-        volume_of_gaps.reshape(-1)[placement.brain] = fill * gaps.missing(volume)
-        stream.seek(volume * size * 4)
-        row = np.fromfile(stream, np.float32, size)
-        row += placement.sampler.sample(volume_of_gaps)[0]
-        stream.seek(volume * size * 4)
-        row.tofile(stream)
-        passed.moments.add(row)
-
-
-def _settle_voxels(run: Run, passed: _Pass, placement: Placement) -> _Voxels:
+def _settle_voxels(run: Run, passed: Pass, placement: Placement) -> _Voxels:
     """Leave out voxels that were never finite, still those that never changed."""
     dead = passed.gaps.voxels[passed.gaps.dead()]
     constant = np.setdiff1d(passed.stillness.voxels, dead)
@@ -296,7 +197,7 @@ def _write_signal(
         return store.quantise(kept, voxels.mean, voxels.step)
 
     clipped = 0
-    blocks = _read_rows(stream, voxels, volumes)
+    blocks = read_rows(stream, volumes, len(voxels.kept))
     with (folder / "signal.npy").open("wb") as signal:
         store.write_signal_header(signal, volumes, len(voxels.places))
         for steps, count in parallel.map_in_order(work, blocks, threads):
@@ -305,16 +206,14 @@ def _write_signal(
     return clipped
 
 
-def _read_rows(stream: BinaryIO, voxels: _Voxels, volumes: int) -> Iterator[Array]:
-    size = len(voxels.kept)
-    stream.seek(0)
-    for first in range(0, volumes, _BLOCK):
-        count = min(_BLOCK, volumes - first)
-        yield np.fromfile(stream, np.float32, count * size).reshape(count, size)
-
-
 def _record(
-    run: Run, folder: Path, confounds: Confounds, passed: _Pass, voxels: _Voxels, clipped: int
+    run: Run,
+    folder: Path,
+    confounds: Confounds,
+    placement: Placement,
+    passed: Pass,
+    voxels: _Voxels,
+    clipped: int,
 ) -> PreparedRun:
     mean = float(np.mean(voxels.mean, dtype=np.float64))
     spread = voxels.deviation**2 + (voxels.mean - mean) ** 2
@@ -334,7 +233,7 @@ def _record(
         displacement=_displacement(confounds),
         checksums=(),
         fingerprint="",
-        notices=(*confounds.notices, *_list_notices(run, voxels, replaced)),
+        notices=(*confounds.notices, *_list_notices(run, placement, voxels, replaced)),
     )
 
 
@@ -346,8 +245,13 @@ def _displacement(confounds: Confounds) -> tuple[float, ...] | None:
     return (0.0, *(float(value) for value in confounds.displacement[first + 1 :]))
 
 
-def _list_notices(run: Run, voxels: _Voxels, replaced: int) -> Iterator[Notice]:
+def _list_notices(
+    run: Run, placement: Placement, voxels: _Voxels, replaced: int
+) -> Iterator[Notice]:
     bold, mask = run.relative(run.bold), run.relative(run.mask)
+    if min(placement.edges) < _SHORTEST_EDGE or max(placement.edges) > _LONGEST_EDGE:
+        message = f"voxel edges of {' x '.join(f'{edge:.4g}' for edge in placement.edges)} mm"
+        yield Notice(code="voxel-size", message=message, file=bold)
     if voxels.constant:
         message = f"{voxels.constant} voxels inside the mask never change; they are set to zero"
         yield Notice(code="constant-voxels", message=message, file=bold)

@@ -71,7 +71,7 @@ class Series:
         """
         shape = self.header.grid.shape[::-1]
         size = int(np.prod(shape)) * self.header.dtype.itemsize
-        self._chunk = min(max(size // 8, 1 << 10), _CHUNK)
+        self._chunk = min(max(size // 16, 1 << 10), _CHUNK)
         for volume in range(first):
             self._read_volumes(volume, 1, size)
         batch = max(1, _BATCH_BYTES // size)
@@ -83,7 +83,7 @@ class Series:
 
     def _read_volumes(self, start: int, count: int, size: int) -> NDArray[np.uint8]:
         buffer = np.empty(count * size, np.uint8)
-        found = self._read_into(memoryview(buffer))
+        found = self._read_into(buffer.data)
         if found == len(buffer):
             return buffer
         self._refuse_changed()
