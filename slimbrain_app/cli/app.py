@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -30,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("slimbrain: stopped; start the same command again to go on", file=sys.stderr)
         return Exit.TRY_AGAIN
+    except Exception:
+        traceback.print_exc()
+        print("slimbrain: a fault of ours; please send us the lines above", file=sys.stderr)
+        return Exit.FAULT
 
 
 def _stop(*_: object) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -259,6 +260,35 @@ def test_sigterm_ends_in_seconds_with_whole_files_only(one_person, tmp_path, pro
     assert "start the same command again" in errors
     assert not [name for name in list_files(output) if ".slimbrain-" in name]
     assert slimbrain(one_person, output, "participant", "--nprocs", 1).returncode == Exit.DONE
+
+
+def test_killed_worker_ends_in_time(simulated, tmp_path):
+    """Its run is listed, the other one is done, and the next call does what is missing."""
+    output = tmp_path / "out"
+    arguments = [simulated, output, "participant", "--nprocs", 2, "--omp-nthreads", 1]
+    with subprocess.Popen(
+        [SLIMBRAIN, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        os.kill(_wait_for_worker(process), signal.SIGKILL)
+        table, errors = process.communicate(timeout=120)
+    assert process.returncode == Exit.DATA, errors
+    assert "worker-killed" in table
+    assert not [name for name in list_files(output) if ".slimbrain-" in name]
+    assert slimbrain(simulated, output, "participant", "--nprocs", 1).returncode == Exit.DONE
+
+
+def _wait_for_worker(process: subprocess.Popen[str]) -> int:
+    """Return the id of a worker that is busy with a run."""
+    while process.poll() is None:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for child in children:
+            maps = Path(f"/proc/{child}/maps")
+            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text() and (
+                "igzip" in maps.read_text()
+            ):
+                return int(child)
+        time.sleep(0.01)
+    raise AssertionError("no worker was seen at work")
 
 
 def test_help_is_quick_because_it_loads_nothing_heavy():
