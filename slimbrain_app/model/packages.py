@@ -171,12 +171,18 @@ def save_package(
         Markdown for people: origin, licence, what the package is not for.
     dtype : torch.dtype
         In which weights are stored; they are computed with in float32.
+
+    Raises
+    ------
+    CallRefused
+        ``usage`` if the folder holds something else than a package.
     """
     networks: dict[str, nn.Module] = {MODEL: encoder}
     if extractor is not None:
         networks[EXTRACTOR] = extractor
     if config.encoder != encoder.sizes or config.extractor != (extractor and extractor.sizes):
         raise ValueError("the sizes in the configuration are not those of the networks")
+    _check_replaceable(folder)
     with whole_folder(folder) as temporary:
         for name, network in networks.items():
             _save_weights(network, temporary / name, dtype)
@@ -230,6 +236,17 @@ def _find(name_or_folder: str | Path, search: Sequence[Path]) -> Path:
         advice=(f"did you mean {near[0]}? " if near else "")
         + "A folder is given with a slash, as in ./NAME",
     )
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not (folder / CHECKSUMS).is_file() and any(folder.iterdir()):
+        raise CallRefused(
+            "usage",
+            file=folder,
+            expected="a new folder, or a package to replace",
+            found="a folder with other things in it",
+            advice="name another one",
+        )
 
 
 def _check_files(folder: Path) -> dict[str, str]:

@@ -98,8 +98,7 @@ class Packing:
                 attn_mask=bucket.exists,
             )
             .transpose(1, 2)
-            .flatten(0, 1)
-            .flatten(1)
+            .reshape(-1, queries.shape[1])
             for bucket in self.buckets
         ]
         return self.unpacked.take(torch.cat(outputs))

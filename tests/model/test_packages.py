@@ -155,6 +155,13 @@ def test_nothing_but_the_package_is_left_in_the_folder_above(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
+def test_a_folder_with_other_things_is_never_replaced(tmp_path):
+    (tmp_path / "notes.txt").write_text("precious")
+    with pytest.raises(CallRefused, match="usage"):
+        create_package(tmp_path, "tiny")
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "card.md"])
 def test_a_flipped_bit_is_refused(folder, name):
     content = bytearray((folder / name).read_bytes())
