@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from slimbrain_app.records import Notice, RunStatus
-from slimbrain_app.workflow.plan import Plan
+
+if TYPE_CHECKING:
+    from slimbrain_app.workflow.plan import Plan
 
 VERBS = ("prepare", "rank", "encode", "write")
 STYLES = {"done": "green", "current": "dim", "refused": "bold red"}

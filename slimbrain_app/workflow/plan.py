@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
+from typing import TYPE_CHECKING
 
 from slimbrain_app import __version__
 from slimbrain_app.bids.discover import Found, check_dataset, discover
 from slimbrain_app.bids.outputs import is_current, is_whole
 from slimbrain_app.bids.sidecars import Provenance
 from slimbrain_app.errors import CallRefused, RunRefused
-from slimbrain_app.model.packages import Package, load_package
 from slimbrain_app.records import Notice, Refusal, Run
 from slimbrain_app.settings import ParticipantSettings
+
+if TYPE_CHECKING:
+    from slimbrain_app.model.packages import Package
 
 TOLD = ("numpy", "scipy", "torch", "nibabel", "nitransforms", "Nipype", "isal")
 
@@ -58,6 +61,10 @@ def make_plan(dataset: Path, output: Path, settings: ParticipantSettings) -> Pla
     check_folders(dataset, output)
     notices = check_dataset(dataset)
     found = discover(dataset, settings.select, settings.prepare)
+
+    # Loads torch, which takes longer than all of the above: not before there is something to do.
+    from slimbrain_app.model.packages import load_package
+
     package = load_package(settings.model, [output / "models"])
     provenance = Provenance(
         model=package.identity,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slimbrain_app.bids.sidecars import Provenance
-from slimbrain_app.model.packages import Package
 from slimbrain_app.records import Embedding, Notice, PreparedRun, RankedRun, Refusal, Run, RunStatus
+
+if TYPE_CHECKING:
+    from slimbrain_app.model.packages import Package
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
