@@ -239,7 +239,8 @@ def _find(name_or_folder: str | Path, search: Sequence[Path]) -> Path:
 
 
 def _check_replaceable(folder: Path) -> None:
-    if folder.exists() and not (folder / CHECKSUMS).is_file() and any(folder.iterdir()):
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_new and not (folder / CHECKSUMS).is_file():
         raise CallRefused(
             "usage",
             file=folder,

@@ -86,7 +86,10 @@ def run_block(tokens, places, named, stride, unit, heads):
     queries, keys, values = map_with("attn.qkv", normed).chunk(3, 1)
 
     def pool(rows):
-        return torch.stack([rows[members].amax(0) for members in children.values()])
+        in_runs = rows[list(itertools.chain(*children.values()))]
+        return torch.stack(
+            [run.amax(0) for run in in_runs.split(list(map(len, children.values())))]
+        )
 
     if stride != (1, 1, 1, 1):
         shortcut, queries = pool(shortcut), pool(queries)
