@@ -43,7 +43,7 @@ def read_confounds(path: Path | None, name: str | None, volumes: int) -> Confoun
         return _unreadable(name, "no header line")
     if len(rows) != volumes:
         raise _bad(name, f"{volumes} rows, one per volume", f"{len(rows)} rows")
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
+    columns = _split_columns(header, rows, name)
     dummy_scans = _leading_dummies(columns, volumes, name)
     known = next((key for key in _DISPLACEMENT if key in columns), None)
     if known is None:
@@ -80,6 +80,15 @@ def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
     if not lines or any(_is_number(cell) for cell in lines[0]):
         return [], []
     return [cell.strip() for cell in lines[0]], lines[1:]
+
+
+def _split_columns(
+    header: list[str], rows: list[list[str]], name: str | None
+) -> dict[str, tuple[str, ...]]:
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise _bad(name, f"{len(header)} cells in every row", f"{len(row)} in row {number}")
+    return dict(zip(header, zip(*rows, strict=True), strict=True))
 
 
 def _leading_dummies(columns: dict[str, tuple[str, ...]], volumes: int, name: str | None) -> int:
