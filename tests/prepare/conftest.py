@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ COARSE_AFFINE = np.array([[8.0, 0, 0, -96], [0, 8, 0, -132], [0, 0, 8, -78], [0,
 MakeRun = Callable[..., Run]
 
 
-def brain_on(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+def _brain_on(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     """The template's brain on another grid: voxels whose centres lie in it."""
     inverse = np.linalg.inv(model_grid().affine) @ affine
     points = np.indices(shape).reshape(3, -1)
@@ -31,7 +32,7 @@ def brain_on(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     return brain.reshape(shape)
 
 
-def bold_like(mask: np.ndarray, volumes: int, seed: int = 0) -> np.ndarray:
+def _bold_like(mask: np.ndarray, volumes: int, seed: int = 0) -> np.ndarray:
     """Anatomy of about 10,000 and noise of 100 inside the mask, zeros outside; whole numbers."""
     noise = np.random.default_rng(seed)
     anatomy = noise.normal(10_000, 1_500, mask.shape)[..., None]
@@ -39,13 +40,46 @@ def bold_like(mask: np.ndarray, volumes: int, seed: int = 0) -> np.ndarray:
     return np.where(mask[..., None], np.rint(series), 0)
 
 
-def write_image(path: Path, data: np.ndarray, affine: np.ndarray, tr: float = 2.0) -> None:
+def _write_image(path: Path, data: np.ndarray, affine: np.ndarray, tr: float = 2.0) -> None:
     image = nibabel.Nifti1Image(data, affine)
     image.set_sform(affine, 4)
     image.set_qform(affine, 4)
     if data.ndim > 3:
         image.header.set_zooms((*image.header.get_zooms()[:3], tr, *[1] * (data.ndim - 4)))
     image.to_filename(path)
+
+
+def _orientations() -> list[np.ndarray]:
+    return [
+        np.array([order, signs], float).T
+        for order, signs in product(permutations(range(3)), product((1, -1), repeat=3))
+    ]
+
+
+@pytest.fixture(scope="session")
+def brain_on() -> Callable[..., np.ndarray]:
+    return _brain_on
+
+
+@pytest.fixture(scope="session")
+def bold_like() -> Callable[..., np.ndarray]:
+    return _bold_like
+
+
+@pytest.fixture(scope="session")
+def write_image() -> Callable[..., None]:
+    return _write_image
+
+
+@pytest.fixture(scope="session")
+def orientations() -> list[np.ndarray]:
+    """All 48 ways to store a volume whose axes are those of the body, as nibabel puts them."""
+    return _orientations()
+
+
+@pytest.fixture(scope="session")
+def coarse_affine() -> np.ndarray:
+    return COARSE_AFFINE.copy()
 
 
 @pytest.fixture
@@ -57,8 +91,8 @@ def make_run(tmp_path: Path) -> MakeRun:
         folder = tmp_path / f"dataset-{len(made)}"
         made.append(folder)
         folder.mkdir()
-        write_image(folder / "bold.nii.gz", series, affine)
-        write_image(folder / "mask.nii.gz", mask.astype(np.uint8), affine)
+        _write_image(folder / "bold.nii.gz", series, affine)
+        _write_image(folder / "mask.nii.gz", mask.astype(np.uint8), affine)
         known: dict[str, Any] = {
             "entities": (("sub", "01"), ("task", "rest")),
             "dataset": folder,
@@ -80,7 +114,7 @@ def make_run(tmp_path: Path) -> MakeRun:
 
 @pytest.fixture
 def coarse_mask() -> np.ndarray:
-    return brain_on(COARSE_SHAPE, COARSE_AFFINE)
+    return _brain_on(COARSE_SHAPE, COARSE_AFFINE)
 
 
 @pytest.fixture

@@ -122,11 +122,15 @@ def plain_frame_displacement(displacement, tr, frames, frame_time):
         if abs(position - round(position)) < 1e-6:
             values.append(displacement[round(position)])
         else:
-            values.append(max(displacement[math.floor(position)], displacement[math.ceil(position)]))
+            values.append(
+                max(displacement[math.floor(position)], displacement[math.ceil(position)])
+            )
     return values
 
 
-@pytest.mark.parametrize(("tr", "frame_time"), [(2.0, 0.72), (0.72, 0.72), (0.8, 2.0), (1.44, 0.72)])
+@pytest.mark.parametrize(
+    ("tr", "frame_time"), [(2.0, 0.72), (0.72, 0.72), (0.8, 2.0), (1.44, 0.72)]
+)
 def test_frame_takes_the_larger_of_its_two_volumes(tr, frame_time):
     displacement = np.random.default_rng(0).uniform(0, 1, 50)
     frames = int(49 * tr / frame_time) + 1

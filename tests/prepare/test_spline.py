@@ -100,7 +100,9 @@ def test_constant_stays_constant_to_the_edge_of_the_source():
 
 
 def test_matrix_passes_through_samples():
-    np.testing.assert_allclose(spline.interpolation_matrix(9, np.arange(9.0)), np.eye(9), atol=1e-12)
+    np.testing.assert_allclose(
+        spline.interpolation_matrix(9, np.arange(9.0)), np.eye(9), atol=1e-12
+    )
 
 
 def test_matrix_reproduces_a_cubic_far_from_the_ends():

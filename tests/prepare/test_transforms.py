@@ -57,7 +57,10 @@ def plain_parts(path):
     """A file's parts in the order in which points meet them."""
     if path.suffix == ".txt":
         lines = dict(line.split(": ") for line in path.read_text().splitlines() if ": " in line)
-        numbers = [[float(word) for word in lines[key].split()] for key in ("Parameters", "FixedParameters")]
+        numbers = [
+            [float(word) for word in lines[key].split()]
+            for key in ("Parameters", "FixedParameters")
+        ]
         return [PlainAffine(*numbers)]
     with h5py.File(path) as file:
         group = file["TransformGroup"]
@@ -162,7 +165,10 @@ def test_last_part_of_a_file_meets_the_points_first(tmp_path, points, parts):
 
 def test_parts_are_taken_by_number_beyond_the_ninth(tmp_path, points):
     random = np.random.default_rng(4)
-    parts = [([*np.ravel(np.eye(3) + random.normal(0, 0.03, (3, 3))), 1, 2, 3], [0, 0, 0]) for _ in range(11)]
+    parts = [
+        ([*np.ravel(np.eye(3) + random.normal(0, 0.03, (3, 3))), 1, 2, 3], [0, 0, 0])
+        for _ in range(11)
+    ]
     path = write_composite(tmp_path / "xfm.h5", parts)
     np.testing.assert_allclose(mapped(points, path), plain_map(points, [path]), atol=1e-4)
 
