@@ -256,7 +256,8 @@ class RunStatus:
     """How a run that was found has ended.
 
     ``state`` is ``done`` in this call, ``current`` where an earlier call had done it, or
-    ``refused``. ``spent`` holds each step's seconds in this call, and ``peak_mib`` the memory (MiB).
+    ``refused``. ``spent`` holds each step's seconds in this call, ``peak_mib`` the most memory
+    (MiB) that its processes held.
     """
 
     run: str

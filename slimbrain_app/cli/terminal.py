@@ -101,8 +101,10 @@ class Terminal:
             if status.refusal:
                 self.errors.print(escape(f"{status.run} [{status.refusal.code}]"), end=" ")
                 self.errors.print(escape(status.refusal.message))
-        if statuses and all(status.state == "current" for status in statuses):
-            self.say("Nothing was done: every run is up to date. --overwrite always redoes them.")
+        if not plan.todo:
+            self.say(
+                "Nothing was done: what can be done is up to date (--overwrite always redoes it)"
+            )
         self.say(f"Reports and tables: {plan.output}")
 
 

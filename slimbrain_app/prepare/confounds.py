@@ -27,6 +27,13 @@ class Confounds:
     dummy_scans: int
     notices: tuple[Notice, ...]
 
+    @property
+    def kept_displacement(self) -> tuple[float, ...] | None:
+        """Displacement of the volumes after the dummy scans; the first has moved from nowhere."""
+        if self.displacement is None:
+            return None
+        return (0.0, *self.displacement[self.dummy_scans + 1 :].tolist())
+
 
 def read_confounds(path: Path | None, name: str | None, volumes: int) -> Confounds:
     """Read the confounds of a run of so many volumes; ``name`` stands for the file in messages.

@@ -72,10 +72,9 @@ def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: floa
         unreadable, truncated, still-written, missing-content, denied, transform-missing,
         transform-bad.
     """
+    confounds = check_length(run, settings, minimum_seconds)
     name = run.relative(run.bold)
     with files.whole_folder(folder) as temporary, open_series(run.bold, name) as series:
-        confounds = _read_confounds(run, settings, series.header.volumes)
-        _judge_length(run, confounds.dummy_scans, series.header.volumes, minimum_seconds)
         placement = place_run(run, series.header.grid)
         _judge_coverage(run, placement.mask)
         rows = temporary / "rows.float32"
@@ -90,6 +89,21 @@ def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: floa
         record = _sign(record, run, settings, series.sha256)
         store.write_record(temporary, record, _describe_making(run, settings))
     return record
+
+
+def check_length(run: Run, settings: Prepare, minimum_seconds: float) -> Confounds:
+    """Refuse a run that is too short, by its header and its confounds, which are returned.
+
+    Raises
+    ------
+    RunRefused
+        too-short, bad-confounds, not-4d, unreadable, missing-content, denied.
+    """
+    with open_series(run.bold, run.relative(run.bold)) as series:
+        volumes = series.header.volumes
+    confounds = _read_confounds(run, settings, volumes)
+    _judge_length(run, confounds.dummy_scans, volumes, minimum_seconds)
+    return confounds
 
 
 def _read_confounds(run: Run, settings: Prepare, volumes: int) -> Confounds:
@@ -107,11 +121,12 @@ def _judge_length(run: Run, dummy_scans: int, volumes: int, minimum_seconds: flo
     seconds = max(kept - 1, 0) * tr
     # A microsecond, so that rounding does not refuse what just fits. One volume has no time.
     if kept < 2 or seconds < minimum_seconds - 1e-6:
+        without = f" after {dummy_scans} dummy scans" if dummy_scans else ""
         raise RunRefused(
             "too-short",
             file=run.relative(run.bold),
             expected=f"at least {minimum_seconds:.2f} s from first to last volume, one window",
-            found=f"{seconds:.2f} s: {kept} volumes of {tr:g} s, without {dummy_scans} dummy scans",
+            found=f"{seconds:.2f} s: {kept} volumes of {tr:g} s{without}",
             advice="leave this run out",
         )
 
@@ -230,19 +245,11 @@ def _record(
         constant_voxels=voxels.constant,
         clipped_values=clipped,
         replaced_values=replaced,
-        displacement=_displacement(confounds),
+        displacement=confounds.kept_displacement,
         checksums=(),
         fingerprint="",
         notices=(*confounds.notices, *_list_notices(run, placement, voxels, replaced)),
     )
-
-
-def _displacement(confounds: Confounds) -> tuple[float, ...] | None:
-    """Return the displacement of the volumes that stay; the first has moved from nowhere."""
-    if confounds.displacement is None:
-        return None
-    first = confounds.dummy_scans
-    return (0.0, *(float(value) for value in confounds.displacement[first + 1 :]))
 
 
 def _list_notices(

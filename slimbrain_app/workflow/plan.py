@@ -14,6 +14,7 @@ from slimbrain_app.bids.discover import Found, check_dataset, discover
 from slimbrain_app.bids.outputs import is_current, is_whole
 from slimbrain_app.bids.sidecars import Provenance
 from slimbrain_app.errors import CallRefused, RunRefused
+from slimbrain_app.prepare import check_length
 from slimbrain_app.records import Notice, Refusal, Run
 from slimbrain_app.settings import ParticipantSettings
 
@@ -145,7 +146,7 @@ def _is_done(output: Path, run: Run, provenance: Provenance) -> bool:
 def _refuse_short(run: Run, provenance: Provenance) -> Refusal | None:
     contract = provenance.model.contract
     try:
-        pass  # check_length
+        check_length(run, provenance.settings.prepare, contract.span_seconds)
     except RunRefused as error:
         return Refusal.of(run.name, error)
     return None

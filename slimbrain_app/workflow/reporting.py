@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,14 +98,9 @@ def _report_current(run: Run, call: Call) -> ReportedRun:
 
 
 def _read_displacement(run: Run, facts: Any) -> tuple[float, ...] | None:
-    if run.confounds is None:
-        return None
-    dummy_scans = facts["DummyScans"]
-    volumes = facts["Volumes"] + dummy_scans
-    confounds = read_confounds(run.confounds, run.relative(run.confounds), volumes)
-    if confounds.displacement is None:
-        return None
-    return tuple(confounds.displacement[dummy_scans:].tolist())
+    name = run.relative(run.confounds) if run.confounds else None
+    confounds = read_confounds(run.confounds, name, facts["Volumes"] + facts["DummyScans"])
+    return replace(confounds, dummy_scans=facts["DummyScans"]).kept_displacement
 
 
 def _read_table(call: Call, name: str) -> pd.DataFrame:
