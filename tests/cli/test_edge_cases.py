@@ -74,3 +74,12 @@ def test_case_gives_the_prepared_run_of_the_plain_one(case, end_of):
     (signal, scale), (plain, _) = end_of(case).restore_signal(), end_of("ras").restore_signal()
     assert signal.shape == plain.shape
     assert (np.abs(signal - plain) / np.where(scale > 0, scale, 1)).max() < 1.5
+
+
+def test_native_and_t1w_runs_reach_the_model_grid(shared_data, tmp_path):
+    arguments = [str(shared_data / "native"), str(tmp_path), "participant", "--nprocs", "1"]
+    assert main(arguments) == 0
+    facts = [json.loads(file.read_text()) for file in sorted(tmp_path.rglob("*mean*.json"))]
+    assert [fact["Ladder"]["Rung"] for fact in facts] == [1, 2]
+    assert all(fact["Coverage"] > 0.9 for fact in facts)
+    assert all(any("_xfm." in source for source in fact["Sources"]) for fact in facts)
