@@ -15,6 +15,8 @@ Result = TypeVar("Result")
 
 # More would wait for the one thread that decompresses, and each holds a batch in memory.
 _MOST = 4
+# Besides the items that are worked on there is one whose result is being used.
+AHEAD = 1
 
 
 @contextmanager
@@ -33,7 +35,8 @@ def map_in_order(
 ) -> Iterator[Result]:
     """Yield ``function(item)`` in the order of ``items``, a few ahead of the reader.
 
-    ``items`` are drawn in the caller's thread, no sooner than there is somebody to work on them.
+    ``items`` are drawn in the caller's thread. Never are more than ``threads + AHEAD`` of them in
+    use: a result is done with when the reader asks for the next one.
     """
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:

@@ -31,6 +31,8 @@ class Placement:
         (z, y, x) of a volume in that view.
     brain : ndarray of int
         The mask's voxels in the series' own grid, flat in (z, y, x).
+    stored : ndarray of int
+        The same voxels, flat in a volume as the file has it.
     nearest : ndarray of int, shape (voxels,)
         For each voxel of ``mask``, the series' own voxel that holds it, flat in (z, y, x).
     sampler : Sampler
@@ -42,6 +44,7 @@ class Placement:
     view: View
     shape: tuple[int, ...]
     brain: NDArray[np.intp]
+    stored: NDArray[np.intp]
     nearest: NDArray[np.intp]
     sampler: Sampler
     edges: tuple[float, ...]
@@ -73,11 +76,13 @@ def place_run(run: Run, stored: Grid) -> Placement:
         raise _no_brain(run, "the mask has voxels over 0.5, but none on the model grid")
     box = grid.box_around(coordinates, mask, source)
     source, view, coordinates = grid.crop(source, view, coordinates, box)
+    brain = np.flatnonzero(own_mask[box].T)
     return Placement(
         mask=mask,
         view=view,
         shape=source.shape[::-1],
-        brain=np.flatnonzero(own_mask[box].T),
+        brain=brain,
+        stored=_stored_places(view, stored)[brain],
         nearest=flat_nearest(source, coordinates, mask),
         sampler=build_sampler(source, coordinates, mask),
         edges=tuple(float(edge) for edge in np.linalg.norm(source.affine[:3, :3], axis=0)),
@@ -106,6 +111,12 @@ def _coordinates(run: Run, source: Grid, model: Grid) -> Coordinates:
     names = [run.relative(path) for path in run.transforms]
     points = map_points(grid.points_of(model), run.transforms, names)
     return grid.point_coordinates(source, points, model)
+
+
+def _stored_places(view: View, stored: Grid) -> NDArray[np.intp]:
+    """Return for each voxel of the view, flat, its place in a stored volume, flat."""
+    places = np.arange(np.prod(stored.shape), dtype=np.intp).reshape(1, *stored.shape[::-1])
+    return np.asarray(view.apply(places)).ravel()
 
 
 def _no_brain(run: Run, found: str) -> RunRefused:

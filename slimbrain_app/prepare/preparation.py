@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from io import BufferedRandom
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ _COVERAGE_REFUSED, _COVERAGE_NOTICED = 0.50, 0.85
 _GAPS_ALLOWED = 0.01
 _SHORTEST_EDGE, _LONGEST_EDGE = 0.5, 6.0
 _FORMAT = 1
+_BLOCK = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,7 @@ def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: floa
         with rows.open("w+b") as stream, parallel.workers() as threads:
             passed = sample_rows(series, placement, confounds.dummy_scans, stream, threads)
             _judge_volumes(run, passed, confounds.dummy_scans)
-            mend_gaps(passed, placement, stream)
+            mend_gaps(passed, series.header, placement, stream)
             voxels = _settle_voxels(run, passed, placement)
             clipped = _write_signal(temporary, stream, voxels, passed.gaps.watched, threads)
         rows.unlink()
@@ -170,8 +172,9 @@ def _gappy_volumes(gaps: Gaps) -> Iterator[int]:
 
 def _settle_voxels(run: Run, passed: Pass, placement: Placement) -> _Voxels:
     """Leave out voxels that were never finite, still those that never changed."""
-    dead = passed.gaps.voxels[passed.gaps.dead()]
-    constant = np.setdiff1d(passed.stillness.voxels, dead)
+    # Without gaps nothing was watched for them.
+    dead = placement.brain[np.flatnonzero(passed.gaps.dead())]
+    constant = placement.brain[passed.stillness.still]
     kept = ~np.isin(placement.nearest, dead)
     mask = placement.mask.copy()
     mask[mask] = kept
@@ -200,7 +203,7 @@ def _settle_voxels(run: Run, passed: Pass, placement: Placement) -> _Voxels:
 
 
 def _write_signal(
-    folder: Path, stream: BinaryIO, voxels: _Voxels, volumes: int, threads: int
+    folder: Path, stream: BufferedRandom, voxels: _Voxels, volumes: int, threads: int
 ) -> int:
     """Write the arrays of a prepared run from its rows; return how many values were clipped."""
     np.save(folder / "voxels.npy", voxels.places.astype(np.int32))
@@ -212,7 +215,10 @@ def _write_signal(
         return store.quantise(kept, voxels.mean, voxels.step)
 
     clipped = 0
-    blocks = read_rows(stream, volumes, len(voxels.kept))
+    buffers = [
+        np.empty((_BLOCK, len(voxels.kept)), np.float32) for _ in range(threads + parallel.AHEAD)
+    ]
+    blocks = read_rows(stream, volumes, buffers)
     with (folder / "signal.npy").open("wb") as signal:
         store.write_signal_header(signal, volumes, len(voxels.places))
         for steps, count in parallel.map_in_order(work, blocks, threads):

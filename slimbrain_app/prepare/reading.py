@@ -6,9 +6,10 @@ import hashlib
 import io
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 # A processor's cache holds it. What a broken stream gives beyond its last whole chunk is not
 # seen, so that small volumes want smaller ones.
 _CHUNK = 1 << 16
-_BATCH_BYTES = 16 << 20
+_BATCH_BYTES = 8 << 20
 # A file that was written to so lately and ends early is most likely still being written.
 _YOUNG_SECONDS = 10
 
@@ -61,38 +62,41 @@ class Series:
         """SHA-256 of the file's bytes, once all batches are read."""
         return self._file.digest.hexdigest()
 
-    def batches(self, first: int = 0) -> Iterator[NDArray[Any]]:
-        """Yield stored numbers from volume ``first`` on, shape (volumes, k, j, i).
+    def make_buffer(self) -> NDArray[Any]:
+        """Return room for one batch, shape (volumes, k, j, i), in the file's own numbers."""
+        shape = self.header.grid.shape[::-1]
+        volume = int(np.prod(shape)) * self.header.dtype.itemsize
+        return np.empty((max(1, _BATCH_BYTES // volume), *shape), self.header.dtype)
+
+    def batches(self, first: int, buffers: Sequence[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+        """Fill ``buffers`` in turn with the volumes from ``first`` on; yield what was filled.
 
         Raises
         ------
         RunRefused
             ``truncated``, ``unreadable``, or ``still-written``.
         """
-        shape = self.header.grid.shape[::-1]
-        size = int(np.prod(shape)) * self.header.dtype.itemsize
-        self._chunk = min(max(size // 16, 1 << 10), _CHUNK)
-        for volume in range(first):
-            self._read_volumes(volume, 1, size)
-        batch = max(1, _BATCH_BYTES // size)
-        for start in range(first, self.header.volumes, batch):
-            count = min(batch, self.header.volumes - start)
-            stored = self._read_volumes(start, count, size)
-            yield stored.view(self.header.dtype).reshape(count, *shape)
+        batch, volume = len(buffers[0]), buffers[0][:1]
+        self._chunk = min(max(volume.nbytes // 16, 1 << 10), _CHUNK)
+        for number in range(first):
+            self._read_volumes(volume, number)
+        for start, buffer in zip(range(first, self.header.volumes, batch), cycle(buffers)):
+            stored = buffer[: self.header.volumes - start]
+            self._read_volumes(stored, start)
+            yield stored
         self._finish()
 
-    def _read_volumes(self, start: int, count: int, size: int) -> NDArray[np.uint8]:
-        buffer = np.empty(count * size, np.uint8)
-        found = self._read_into(buffer.data)
-        if found == len(buffer):
-            return buffer
+    def _read_volumes(self, stored: NDArray[Any], start: int) -> None:
+        found = self._read_into(stored.reshape(-1).view(np.uint8).data)
+        if found == stored.nbytes:
+            return
         self._refuse_changed()
         young = time.time() - self._path.stat().st_mtime < _YOUNG_SECONDS
         raise RunRefused(
             "still-written" if young else "truncated",
             file=self._name,
             expected=f"{self.header.volumes} volumes, as the header says",
-            found=f"an end after {start + found // size} whole volumes",
+            found=f"an end after {start + found // stored[0].nbytes} whole volumes",
             advice="wait for the program that writes it" if young else "copy the file again",
         )
 

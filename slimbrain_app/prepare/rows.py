@@ -6,9 +6,11 @@ plain calls, a few volumes at a time: mapped pages would count as memory of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from io import BufferedRandom
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +21,18 @@ from slimbrain_app.prepare.reading import Header, Series
 from slimbrain_app.prepare.statistics import Gaps, Moments, Stillness
 
 Array = NDArray[np.float32]
-Mask = NDArray[np.bool_]
-
-_BLOCK = 16
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
-    """Volumes of the series (volumes, z, y, x), their gaps in the brain, and their rows."""
+class _Bench:
+    """Room for one batch, used again and again: fresh memory would cost a third of all time.
 
-    source: Array
-    missing: list[Mask | None]
+    ``stored`` is as in the file (volumes, k, j, i), ``volume`` the values of one of them
+    (z, y, x), ``rows`` what is sampled from all (volumes, voxels).
+    """
+
+    stored: NDArray[Any]
+    volume: Array
     rows: Array
 
 
@@ -44,65 +47,65 @@ class Pass:
 
 
 def sample_rows(
-    series: Series, placement: Placement, first: int, stream: BinaryIO, threads: int
+    series: Series, placement: Placement, first: int, stream: BufferedRandom, threads: int
 ) -> Pass:
     """Read all volumes from ``first`` on, once, and write their rows (volumes, voxels)."""
     moments = Moments(len(placement.nearest))
-    stillness = Stillness(placement.brain)
+    stillness = Stillness(placement.stored)
     # Whole numbers have no gaps: nothing needs to be watched.
     can_gap = series.header.dtype.kind == "f"
-    gaps = Gaps(placement.brain if can_gap else placement.brain[:0])
+    gaps = Gaps(placement.stored if can_gap else placement.stored[:0])
     empty = []
-
-    def work(stored: NDArray[Any]) -> _Batch:
-        return _sample(stored, series.header, placement)
-
-    for batch in parallel.map_in_order(work, series.batches(first), threads):
-        batch.rows.tofile(stream)
-        stillness.watch(batch.source)
-        for volume, missing, row in zip(batch.source, batch.missing, batch.rows, strict=True):
+    for stored, rows in _sample_batches(series, placement, first, threads):
+        rows.tofile(stream)
+        for volume, row in zip(stored.reshape(len(stored), -1), rows, strict=True):
             if row.max() == row.min() == 0:
                 empty.append(gaps.watched)
-            if not gaps.watch(volume, missing):
+            stillness.watch(volume)
+            if not gaps.watch(volume):
                 moments.add(row)
     return Pass(moments, stillness, gaps, tuple(empty))
 
 
-def _sample(stored: NDArray[Any], header: Header, placement: Placement) -> _Batch:
-    sampler, count = placement.sampler, len(stored)
-    viewed = placement.view.apply(stored)
-    source = np.empty(viewed.shape, np.float32)
-    missing: list[Mask | None] = [None] * count
-    rows = np.empty((count, len(placement.nearest)), np.float32)
-    for first in range(0, count, sampler.at_once):
-        part = slice(first, min(first + sampler.at_once, count))
-        _read_values(viewed[part], header, source[part])
+def _sample_batches(
+    series: Series, placement: Placement, first: int, threads: int
+) -> Iterator[tuple[NDArray[Any], Array]]:
+    """Yield volumes as stored and their rows, good until the next ones are asked for."""
+
+    def work(item: tuple[_Bench, NDArray[Any]]) -> tuple[NDArray[Any], Array]:
+        bench, stored = item
+        rows = bench.rows[: len(stored)]
+        values = _read_values(placement.view.apply(stored), series.header, bench.volume)
+        placement.sampler.sample(values, rows)
+        return stored, rows
+
+    benches = [_make_bench(series, placement) for _ in range(threads + parallel.AHEAD)]
+    batches = series.batches(first, [bench.stored for bench in benches])
+    yield from parallel.map_in_order(work, zip(cycle(benches), batches), threads)
+
+
+def _make_bench(series: Series, placement: Placement) -> _Bench:
+    stored = series.make_buffer()
+    rows = np.empty((len(stored), len(placement.nearest)), np.float32)
+    return _Bench(stored, np.empty(placement.shape, np.float32), rows)
+
+
+def _read_values(stored: NDArray[Any], header: Header, volume: Array) -> Iterator[Array]:
+    """Yield the values of stored volumes in turn, all in ``volume``, with 0 in their gaps."""
+    for numbers in stored:
+        # What float32 can't hold becomes infinite here, and a gap below.
+        with np.errstate(over="ignore"):
+            np.copyto(volume, numbers, casting="unsafe")
+        if header.slope != 1:
+            volume *= np.float32(header.slope)
+        if header.inter != 0:
+            volume += np.float32(header.inter)
         if header.dtype.kind == "f":
-            missing[part] = [_fill_gaps(volume, placement.brain) for volume in source[part]]
-        rows[part] = sampler.sample(source[part])
-    return _Batch(source, missing, rows)
+            volume[~np.isfinite(volume)] = 0
+        yield volume
 
 
-def _read_values(stored: NDArray[Any], header: Header, values: Array) -> None:
-    """Write the values of stored numbers, whatever their order in memory, to ``values``."""
-    if header.slope == 1 and header.inter == 0:
-        np.copyto(values, stored, casting="unsafe")
-    else:
-        np.multiply(stored, np.float32(header.slope), out=values, casting="unsafe")
-        values += np.float32(header.inter)
-
-
-def _fill_gaps(volume: Array, brain: NDArray[np.intp]) -> Mask | None:
-    """Set non-finite values to 0, in place; return where they are in the brain, if anywhere."""
-    gaps = ~np.isfinite(volume)
-    if not gaps.any():
-        return None
-    volume[gaps] = 0
-    in_brain = gaps.ravel()[brain]
-    return in_brain if in_brain.any() else None
-
-
-def mend_gaps(passed: Pass, placement: Placement, stream: BinaryIO) -> None:
+def mend_gaps(passed: Pass, header: Header, placement: Placement, stream: BufferedRandom) -> None:
     """Put each voxel's mean into its gaps.
 
     The mean is known only at the end, when the rows are made with 0 in the gaps; but sampling
@@ -111,21 +114,22 @@ def mend_gaps(passed: Pass, placement: Placement, stream: BinaryIO) -> None:
     gaps, size = passed.gaps, len(placement.nearest)
     if not gaps.volumes:
         return
-    fill = np.where(gaps.dead(), 0, gaps.means())
-    volume_of_gaps = np.zeros((1, *placement.shape), np.float32)
+    fill = np.where(gaps.dead(), 0, gaps.means() * header.slope + header.inter)
+    lost, row = np.zeros(placement.shape, np.float32), np.empty((1, size), np.float32)
     for volume in gaps.volumes:
-        volume_of_gaps.reshape(-1)[placement.brain] = fill * gaps.missing(volume)
-        stream.seek(volume * size * 4)
-        row = np.fromfile(stream, np.float32, size)
-        row += placement.sampler.sample(volume_of_gaps)[0]
-        stream.seek(volume * size * 4)
+        lost.reshape(-1)[placement.brain] = fill * gaps.missing(volume)
+        placement.sampler.sample([lost], row)
+        stream.seek(volume * row.nbytes)
+        row += np.fromfile(stream, np.float32, size)
+        stream.seek(volume * row.nbytes)
         row.tofile(stream)
-        passed.moments.add(row)
+        passed.moments.add(row[0])
 
 
-def read_rows(stream: BinaryIO, volumes: int, size: int) -> Iterator[Array]:
-    """Read rows (volumes, size) back, a few volumes at a time."""
+def read_rows(stream: BufferedRandom, volumes: int, buffers: Sequence[Array]) -> Iterator[Array]:
+    """Fill ``buffers`` (rows, voxels) in turn with all rows; yield what was filled."""
     stream.seek(0)
-    for first in range(0, volumes, _BLOCK):
-        count = min(_BLOCK, volumes - first)
-        yield np.fromfile(stream, np.float32, count * size).reshape(count, size)
+    for first, buffer in zip(range(0, volumes, len(buffers[0])), cycle(buffers)):
+        rows = buffer[: volumes - first]
+        stream.readinto(rows.reshape(-1).view(np.uint8).data)
+        yield rows

@@ -8,6 +8,7 @@ speed: what depends on the geometry is worked out once per run, not once per vol
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,16 +29,13 @@ _NEGLIGIBLE = 1e-7
 
 
 class Sampler(Protocol):
-    """Takes volumes (volumes, z, y, x) to values (volumes, voxels).
+    """Takes volumes (z, y, x), one after the other, to values (volumes, voxels).
 
-    Each volume's values are the same to the last bit, whatever volumes come with it.
+    Each volume's values are the same to the last bit, whatever volumes come with it. A volume
+    is done with when the next one is asked for.
     """
 
-    @property
-    def at_once(self) -> int:
-        """How many volumes are sampled fastest together."""
-
-    def sample(self, volumes: Array) -> Array: ...
+    def sample(self, volumes: Iterable[Array], values: Array) -> None: ...
 
 
 def interpolation_matrix(length: int, coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -87,25 +85,32 @@ def split_bands(matrix: NDArray[np.float64]) -> tuple[Band, ...]:
     return tuple(bands)
 
 
-def apply_bands(
-    volume: Array, x: tuple[Band, ...], y: tuple[Band, ...], z: tuple[Band, ...]
-) -> Array:
-    """Apply one matrix per axis to a volume (z, y, x)."""
-    depth, height, width = volume.shape
-    width_after, height_after, depth_after = x[-1].rows.stop, y[-1].rows.stop, z[-1].rows.stop
-    lines = volume.reshape(-1, width)
-    along_x = np.empty((depth * height, width_after), np.float32)
-    for band in x:
-        np.matmul(lines[:, band.columns], band.weights.T, out=along_x[:, band.rows])
-    planes = along_x.reshape(depth, height, width_after)
-    along_xy = np.empty((depth, height_after, width_after), np.float32)
-    for band in y:
-        np.matmul(band.weights, planes[:, band.columns], out=along_xy[:, band.rows])
-    stack = along_xy.reshape(depth, -1)
-    whole = np.empty((depth_after, stack.shape[1]), np.float32)
-    for band in z:
-        np.matmul(band.weights, stack[band.columns], out=whole[band.rows])
-    return whole
+@dataclass(frozen=True, eq=False)
+class AxisProducts:
+    """One matrix per axis, in bands, applied to volumes one after the other."""
+
+    shape: tuple[int, ...]
+    x: tuple[Band, ...]
+    y: tuple[Band, ...]
+    z: tuple[Band, ...]
+
+    def apply(self, volumes: Iterable[Array]) -> Iterator[Array]:
+        """Yield each volume (z, y, x) after its three products; the next one overwrites it."""
+        depth, height, width = self.shape
+        columns, rows, planes = (bands[-1].rows.stop for bands in (self.x, self.y, self.z))
+        along_x = np.empty((depth, height, columns), np.float32)
+        along_xy = np.empty((depth, rows, columns), np.float32)
+        whole = np.empty((planes, rows, columns), np.float32)
+        for volume in volumes:
+            lines, products = volume.reshape(-1, width), along_x.reshape(-1, columns)
+            for band in self.x:
+                np.matmul(lines[:, band.columns], band.weights.T, out=products[:, band.rows])
+            for band in self.y:
+                np.matmul(band.weights, along_x[:, band.columns], out=along_xy[:, band.rows])
+            stack, products = along_xy.reshape(depth, -1), whole.reshape(planes, -1)
+            for band in self.z:
+                np.matmul(band.weights, stack[band.columns], out=products[band.rows])
+            yield whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,45 +118,38 @@ class Picked:
     """No interpolation: ``voxels`` are flat indices into a volume (z, y, x)."""
 
     voxels: NDArray[np.intp]
-    at_once = 1
 
-    def sample(self, volumes: Array) -> Array:
-        return volumes.reshape(len(volumes), -1)[:, self.voxels]
+    def sample(self, volumes: Iterable[Array], values: Array) -> None:
+        for volume, row in zip(volumes, values, strict=True):
+            np.take(volume, self.voxels, out=row, mode="clip")
 
 
 @dataclass(frozen=True, eq=False)
 class Separable:
-    """One matrix per axis, prefilter included; ``voxels`` are flat indices into their result."""
+    """Interpolation matrices, prefilter included; ``voxels`` are flat indices into their result."""
 
-    x: tuple[Band, ...]
-    y: tuple[Band, ...]
-    z: tuple[Band, ...]
+    matrices: AxisProducts
     voxels: NDArray[np.intp]
-    # One product per volume: the rounding of a product depends on its shape.
-    at_once = 1
 
-    def sample(self, volumes: Array) -> Array:
-        values = np.empty((len(volumes), len(self.voxels)), np.float32)
-        for volume, row in zip(volumes, values, strict=True):
-            np.take(apply_bands(volume, self.x, self.y, self.z), self.voxels, out=row, mode="clip")
-        return values
+    def sample(self, volumes: Iterable[Array], values: Array) -> None:
+        # One product per volume: the rounding of a product depends on its shape.
+        for whole, row in zip(self.matrices.apply(volumes), values, strict=True):
+            np.take(whole, self.voxels, out=row, mode="clip")
 
 
 @dataclass(frozen=True, eq=False)
 class Scattered:
-    """A prefilter per axis, then 64 weights per point, as a matrix (points, source voxels)."""
+    """A prefilter per axis, then 64 weights per point as a matrix (points, source voxels)."""
 
-    x: tuple[Band, ...]
-    y: tuple[Band, ...]
-    z: tuple[Band, ...]
+    prefilters: AxisProducts
     weights: csr_array
-    # Reading the weights takes longer than multiplying with them.
-    at_once = 8
 
-    def sample(self, volumes: Array) -> Array:
-        coefficients = np.stack([apply_bands(v, self.x, self.y, self.z).ravel() for v in volumes])
-        values = self.weights @ np.ascontiguousarray(coefficients.T)
-        return np.ascontiguousarray(values.T)
+    def sample(self, volumes: Iterable[Array], values: Array) -> None:
+        # Reading the weights takes longer than multiplying with them: all volumes at once.
+        coefficients = np.empty((self.weights.shape[1], len(values)), np.float32)
+        for whole, column in zip(self.prefilters.apply(volumes), coefficients.T, strict=True):
+            column[:] = whole.ravel()
+        values[:] = (self.weights @ coefficients).T
 
 
 def build_sampler(source: Grid, coordinates: Coordinates, mask: NDArray[np.bool_]) -> Sampler:
@@ -194,7 +192,8 @@ def _separable(source: Grid, coordinates: Coordinates, mask: NDArray[np.bool_]) 
     )
     i, j, k = (axis - first for axis, first in zip(where, low, strict=True))
     depth, height, width = (last - first for first, last in zip(low[::-1], high[::-1], strict=True))
-    return Separable(x, y, z, np.ravel_multi_index((k, j, i), (depth, height, width)))
+    voxels = np.ravel_multi_index((k, j, i), (depth, height, width))
+    return Separable(AxisProducts(source.shape[::-1], x, y, z), voxels)
 
 
 def _scattered(source: Grid, points: NDArray[np.float64]) -> Scattered:
@@ -204,7 +203,7 @@ def _scattered(source: Grid, points: NDArray[np.float64]) -> Scattered:
         split_bands(spline_filter1d(np.eye(length), axis=0, mode="mirror"))
         for length in source.shape
     )
-    return Scattered(x, y, z, _tap_weights(source, points))
+    return Scattered(AxisProducts(source.shape[::-1], x, y, z), _tap_weights(source, points))
 
 
 def _tap_weights(source: Grid, points: NDArray[np.float64]) -> csr_array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,45 +50,52 @@ class Moments:
 
 
 class Stillness:
-    """Which of the voxels (flat indices into a volume) keep their first value throughout."""
+    """Which of some voxels (flat indices into a volume) keep their first number throughout.
+
+    ``still`` are their positions among those voxels.
+    """
 
     def __init__(self, voxels: NDArray[np.intp]) -> None:
-        self.voxels = voxels
-        self._first: Array | None = None
+        self._voxels = voxels
+        self._first: NDArray[Any] | None = None
+        self.still = np.arange(len(voxels))
 
-    def watch(self, volumes: Array) -> None:
-        """Look at the next volumes (volumes, z, y, x)."""
-        flat = volumes.reshape(len(volumes), -1)
+    def watch(self, volume: NDArray[Any]) -> None:
+        """Look at the next volume, flat."""
+        numbers = volume[self._voxels]
         if self._first is None:
-            self._first = flat[0, self.voxels]
-        for volume in flat:
-            still = volume[self.voxels] == self._first
-            if not still.all():
-                self.voxels, self._first = self.voxels[still], self._first[still]
+            self._first = numbers
+        same = numbers == self._first
+        if not same.all():
+            self._voxels, self._first = self._voxels[same], self._first[same]
+            self.still = self.still[same]
 
 
 class Gaps:
-    """Non-finite values in the mask: where they are, and the mean of the finite ones.
+    """Non-finite numbers at some voxels: where they are, and the mean of the finite ones.
 
     Flags are kept for volumes with gaps only, eight voxels to the byte.
     """
 
     def __init__(self, voxels: NDArray[np.intp]) -> None:
-        self.voxels = voxels
+        self._voxels = voxels
         self._flags: dict[int, NDArray[np.uint8]] = {}
-        self.watched = 0
         self._sum = np.zeros(len(voxels))
+        self.watched = 0
 
-    def watch(self, volume: Array, missing: NDArray[np.bool_] | None) -> bool:
-        """Take in the next volume (z, y, x), 0 in its gaps; return whether it has any.
-
-        ``missing`` marks them among the voxels; None stands for no gaps.
-        """
-        if missing is not None:
-            self._flags[self.watched] = np.packbits(missing)
-        self._sum += volume.ravel()[self.voxels]
+    def watch(self, volume: NDArray[Any]) -> bool:
+        """Take in the next volume, flat; return whether it has gaps."""
+        # As float32, in which it is sampled: what is too large for that is a gap as well.
+        with np.errstate(over="ignore"):
+            numbers = volume[self._voxels].astype(np.float32)
+        finite = np.isfinite(numbers)
+        whole = bool(finite.all())
+        if not whole:
+            self._flags[self.watched] = np.packbits(~finite)
+            numbers[~finite] = 0
+        self._sum += numbers
         self.watched += 1
-        return missing is not None
+        return not whole
 
     @property
     def volumes(self) -> tuple[int, ...]:
@@ -96,12 +105,12 @@ class Gaps:
     def missing(self, volume: int) -> NDArray[np.bool_]:
         """Return which voxels have no finite value in a volume."""
         if volume not in self._flags:
-            return np.zeros(len(self.voxels), bool)
-        return np.unpackbits(self._flags[volume], count=len(self.voxels)).astype(bool)
+            return np.zeros(len(self._voxels), bool)
+        return np.unpackbits(self._flags[volume], count=len(self._voxels)).astype(bool)
 
     def counts(self) -> NDArray[np.int64]:
         """Return in how many volumes each voxel is missing."""
-        total = np.zeros(len(self.voxels), np.int64)
+        total = np.zeros(len(self._voxels), np.int64)
         for volume in self._flags:
             total += self.missing(volume)
         return total

@@ -40,10 +40,15 @@ def make_old(path):
     return path
 
 
+def batches_of(series, first=0):
+    buffers = [series.make_buffer() for _ in range(2)]
+    return [batch.copy() for batch in series.batches(first, buffers)]
+
+
 def read_all(path, first=0):
     """All volumes as the file holds them, in the order (i, j, k, volume), and the checksum."""
     with open_series(path, path.name) as series:
-        volumes = np.concatenate(list(series.batches(first)))
+        volumes = np.concatenate(batches_of(series, first))
         return volumes.T, series.header, series.sha256
 
 
@@ -107,7 +112,7 @@ def test_size_of_batches_does_not_matter(tmp_path, monkeypatch):
     whole, _, _ = read_all(path)
     monkeypatch.setattr(reading, "_BATCH_BYTES", 2 * 7 * 6 * 5 * 2)
     with open_series(path, "bold") as series:
-        batches = list(series.batches())
+        batches = batches_of(series)
     assert [len(batch) for batch in batches] == [2, 2, 2, 2, 1]
     np.testing.assert_array_equal(np.concatenate(batches).T, whole)
 
@@ -168,7 +173,7 @@ def test_file_that_changes_while_it_is_read_is_still_written(tmp_path):
     with open_series(path, "bold") as series:
         path.touch()
         with pytest.raises(RunRefused) as caught:
-            list(series.batches())
+            batches_of(series)
     assert caught.value.reason == "still-written"
     assert caught.value.exit_code == 75
 
@@ -180,7 +185,7 @@ def test_file_that_is_replaced_while_it_is_read_is_still_written(tmp_path):
     with open_series(path, "bold") as series:
         other.replace(path)
         with pytest.raises(RunRefused) as caught:
-            list(series.batches())
+            batches_of(series)
     assert caught.value.reason == "still-written"
 
 
