@@ -1,0 +1,271 @@
+"""The reference pages against the code, in both directions."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+import slimbrain_app
+from slimbrain_app.bids.sidecars import COLUMNS
+from slimbrain_app.cli import parser as app
+from slimbrain_app.cli import tools
+from slimbrain_app.errors import REASONS, Exit, Scope
+from slimbrain_app.settings import ParticipantSettings, read_settings
+from slimbrain_app.simulation import SimulationSettings
+
+SCOPES = {
+    "## Runs refused": Scope.RUN,
+    "## Warnings": Scope.WARNING,
+    "## Calls refused": Scope.CALL,
+}
+# For each key another value than its default.
+OTHERS = {
+    "model": "base",
+    "seed": 1,
+    "select.participants": ["01"],
+    "select.sessions": ["1"],
+    "select.tasks": ["rest"],
+    "select.runs": ["1"],
+    "select.filters": {"acquisition": ["a"]},
+    "prepare.space": "T1w",
+    "prepare.tr": 2.0,
+    "prepare.dummy_scans": 4,
+    "rank.mode": "first",
+    "rank.windows": "all",
+    "rank.fd_threshold": 0.2,
+    "encode.views": 3,
+    "output.save_views": True,
+    "output.save_prepared": True,
+    "output.overwrite": "always",
+    "compute.device": "cpu",
+    "compute.nprocs": 2,
+    "compute.omp_nthreads": 2,
+    "compute.mem_gb": 4.0,
+    "compute.stop_on_first_crash": True,
+}
+
+
+def spans(cell):
+    """Return the code in a cell."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_every_reason_code_stands_once_with_its_scope_exit_code_and_meaning(pages):
+    page = pages["docs/reference/reason-codes.md"]
+    rows = [(scope, row) for heading, scope in SCOPES.items() for row in page.rows(heading)]
+    codes = [spans(row[0])[0] for _, row in rows]
+    assert sorted(codes) == sorted(REASONS)
+    for scope, (code, exit_code, meaning, *_) in rows:
+        reason = REASONS[spans(code)[0]]
+        assert (reason.scope, int(reason.exit_code)) == (scope, int(exit_code)), code
+        assert meaning.startswith(reason.meaning), code
+
+
+def test_every_exit_code_is_listed(pages):
+    rows = pages["docs/reference/reason-codes.md"].rows("## Exit codes")
+    assert [int(row[0]) for row in rows] == sorted(Exit)
+
+
+def list_options(parser: argparse.ArgumentParser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+def find_command(*words: str) -> argparse.ArgumentParser:
+    parser = tools.make_parser()
+    for word in words:
+        (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        parser = commands.choices[word]
+    return parser
+
+
+def read_options(rows) -> list[str]:
+    """Return the options named in the first cells."""
+    named = [span.split()[0] for row in rows for span in spans(row[0])]
+    return [option for option in named if option.startswith("-")]
+
+
+def test_every_option_of_slimbrain_is_listed_once(pages):
+    listed = read_options(pages["docs/reference/command-line.md"].rows("## slimbrain"))
+    assert sorted(listed) == sorted(list_options(app.make_parser()))
+
+
+@pytest.mark.parametrize("words", [("simulate",), ("models", "create")])
+def test_every_option_of_the_tools_is_listed_once(pages, words):
+    rows = pages["docs/reference/command-line.md"].rows(f"## slimbrain-tools {' '.join(words)}")
+    assert sorted(read_options(rows)) == sorted(
+        list_options(find_command(*words)) - {"-h", "--help"}
+    )
+
+
+def test_every_command_of_the_tools_has_a_section(pages):
+    def list_commands(parser, words):
+        commands = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        for name, child in itertools.chain(*(action.choices.items() for action in commands)):
+            yield from list_commands(child, (*words, name))
+        if not commands:
+            yield " ".join(words)
+
+    text = pages["docs/reference/command-line.md"].text
+    sections = set(re.findall(r"^## (slimbrain-tools .+)$", text, re.MULTILINE))
+    assert sections == set(list_commands(tools.make_parser(), ("slimbrain-tools",)))
+
+
+def test_defaults_of_the_simulation_are_the_listed_ones(pages):
+    rows = pages["docs/reference/command-line.md"].rows("## slimbrain-tools simulate")
+    listed = {read_options([row])[0]: spans(row[1])[0] for row in rows}
+    settings = SimulationSettings()
+    expected = {
+        f"--{field.name.replace('_', '-')}": str(getattr(settings, field.name))
+        for field in fields(settings)
+    }
+    assert listed == expected
+
+
+def list_keys(settings, above="") -> dict[str, object]:
+    """Return every key of the settings, with its table before it, and its default."""
+    keys: dict[str, object] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            keys |= list_keys(value, f"{field.name}.")
+        else:
+            keys[f"{above}{field.name}"] = value
+    return keys
+
+
+def option_of(dest: str) -> str:
+    (action,) = (
+        action
+        for action in app.make_parser()._actions
+        if action.dest == dest and action.help != argparse.SUPPRESS
+    )
+    return next(option for option in action.option_strings if option.startswith("--"))
+
+
+def test_every_setting_is_listed_with_its_default_and_option(pages):
+    rows = pages["docs/reference/settings.md"].rows("# Settings")
+    options = {".".join(key): option_of(dest) for dest, key in app.SETTINGS.items()}
+    options["select.filters"] = "--bids-filter-file"
+    listed = {
+        spans(key)[0]: (default.strip("`"), spans(option)[0]) for key, default, _, _, option in rows
+    }
+    expected = {
+        key: ("absent" if default is None else json.dumps(default), options[key])
+        for key, default in list_keys(ParticipantSettings()).items()
+    }
+    assert listed == expected
+
+
+def test_defaults_on_the_command_line_page_are_those_of_the_settings(pages):
+    rows = pages["docs/reference/command-line.md"].rows("## slimbrain")
+    listed = {row[0].split()[0].strip("`,"): row[1].strip("`") for row in rows if len(row) == 3}
+    defaults = list_keys(ParticipantSettings())
+    for dest, key in app.SETTINGS.items():
+        default, option = defaults[".".join(key)], option_of(dest)
+        option = "-w" if option == "--work-dir" else option
+        if default is False:
+            assert listed[option] == "off"
+        elif isinstance(default, str | int | float):
+            assert listed[option] == str(default)
+
+
+def test_settings_page_says_which_keys_change_numbers(pages):
+    rows = pages["docs/reference/settings.md"].rows("# Settings")
+    assert {spans(row[0])[0] for row in rows} == OTHERS.keys()
+    for key, _, _, changes, _ in rows:
+        *table, name = spans(key)[0].split(".")
+        given = {name: OTHERS[spans(key)[0]]}
+        settings = read_settings(None, {table[0]: given} if table else given)
+        changed = settings.fingerprint() != ParticipantSettings().fingerprint()
+        # The package has a checksum of its own, beside the fingerprint.
+        assert changes == ("yes" if changed or name == "model" else "no"), key
+
+
+def test_bounds_of_settings_stand_in_their_rows(pages):
+    ranges = {
+        spans(row[0])[0]: row[2] for row in pages["docs/reference/settings.md"].rows("# Settings")
+    }
+    for key, text in ranges.items():
+        for bound in list_bounds(key):
+            assert re.search(rf"(?<![\w.]){re.escape(bound)}(?![\w.])", text), (key, bound)
+
+
+def list_bounds(key: str) -> list[str]:
+    """Return numbers and words that limit a setting, from its type."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(ParticipantSettings).json_schema()
+    *tables, name = key.split(".")
+    owner = schema["$defs"][tables[0].capitalize()] if tables else schema
+    one = owner["properties"][name]
+    choices = [one, *one.get("anyOf", ())]
+    numbers = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+    bounds = [f"{choice[kind]:g}" for choice in choices for kind in numbers if kind in choice]
+    words = [word for choice in choices for word in choice.get("enum", ())]
+    return bounds + words
+
+
+def test_every_column_is_listed_with_its_units(pages):
+    rows = pages["docs/reference/outputs.md"].rows("## Columns")
+    listed = {spans(row[0])[0]: row[2] for row in rows}
+    assert listed.pop("e0000") == "arbitrary"
+    assert listed == {name: column.get("Units", "") for name, column in COLUMNS.items()}
+
+
+def to_pattern(path: str) -> re.Pattern[str]:
+    """Turn a documented path, with its <placeholders> and [optional parts], into a pattern."""
+    text = re.escape(path).replace(r"\[", "(?:").replace(r"\]", ")?")
+    return re.compile(re.sub(r"<\w+>", r"[^/]+?", text))
+
+
+def test_every_file_is_listed_and_every_listed_file_is_there(pages, demo):
+    listed = [spans(row[0])[0] for row in pages["docs/reference/outputs.md"].rows("## Files")]
+    output = demo / "demo/slimbrain"
+    found = [path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()]
+    matches = {
+        path: {name for name in found if to_pattern(path).fullmatch(name)} for path in listed
+    }
+    assert set(found) - set().union(*matches.values()) == set(), "written, but not listed"
+    missing = {path for path, names in matches.items() if not names}
+    assert missing == {"logs/<call>/crash-<run>-<step>.txt"}, "listed, but not written"
+
+
+def test_every_part_of_a_prepared_run_is_listed(pages, demo):
+    rows = pages["docs/reference/outputs.md"].rows("## The prepared run")
+    folder = next(demo.rglob("*_prepared"))
+    assert {spans(row[0])[0] for row in rows} == {file.name for file in folder.iterdir()}
+
+
+def test_every_key_of_the_sidecars_is_listed(pages, demo):
+    rows = pages["docs/reference/outputs.md"].rows("## Sidecars")
+    listed = {key for row in rows for key in spans(row[0])}
+    found: set[str] = set()
+    for file in demo.glob("demo/slimbrain/sub-01/func/*.json"):
+        found |= json.loads(file.read_text()).keys()
+    columns = {key for key in found if key in COLUMNS or re.fullmatch(r"e\d{4}", key)}
+    assert found - columns == listed
+
+
+def test_every_key_of_the_status_is_listed(pages, demo):
+    rows = pages["docs/reference/outputs.md"].rows("## Status files")
+    status = json.loads((demo / "demo/slimbrain/logs/sub-01_status.json").read_text())
+    assert status.keys() == {"participant_id", "runs"}
+    assert [spans(row[0])[0] for row in rows] == list(status["runs"][0])
+
+
+def test_every_module_has_its_place_in_the_house(pages):
+    rows = pages["docs/explanation/design.md"].rows("## The house")
+    root = Path(slimbrain_app.__file__).parent
+    listed = set()
+    for room, _, modules in rows:
+        for name in spans(room):
+            inside = [f"{name}{module}" for module in spans(modules)]
+            listed |= set(inside) if name.endswith("/") else {name}
+    found = {path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.py")}
+    assert listed == {name for name in found if not name.endswith("__init__")}
