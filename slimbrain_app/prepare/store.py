@@ -35,7 +35,6 @@ _LIMIT = 10.0
 _REACH = 12
 # Frame times on either side of a volume that the low-pass takes in.
 _LOWPASS_FRAMES = 4
-_BLOCK = 64
 
 
 def load_prepared(folder: Path) -> PreparedRun:
@@ -81,17 +80,18 @@ def read_frames(
     Returns
     -------
     ndarray, float32, shape (count, voxels)
-        In temporal deviations, clipped at 10.
+        In deviations; clipped at 10, which the voxel channel never reaches.
     """
     weights, volumes = _time_weights(prepared.volumes, prepared.tr, start, count, frame_time)
-    stored = np.load(prepared.folder / "signal.npy", mmap_mode="r")[volumes]
-    frames = weights.astype(np.float32) @ stored.astype(np.float32)
     if channel == "voxel":
-        frames *= np.float32(CLIP / _LEVELS)
-    else:
+        weights *= CLIP / _LEVELS
+    stored = np.load(prepared.folder / "signal.npy", mmap_mode="r")[volumes]
+    frames = np.asarray(weights.astype(np.float32) @ stored.astype(np.float32))
+    if channel == "global":
         frames *= np.load(prepared.folder / "scale.npy") / np.float32(prepared.deviation)
         frames += (np.load(prepared.folder / "mean.npy") - prepared.mean) / prepared.deviation
-    return np.asarray(np.clip(frames, -_LIMIT, _LIMIT, out=frames))
+        np.clip(frames, -_LIMIT, _LIMIT, out=frames)
+    return frames
 
 
 def cell_means(prepared: PreparedRun, edge: int = 8) -> tuple[Array, NDArray[np.intp]]:
@@ -113,13 +113,10 @@ def cell_means(prepared: PreparedRun, edge: int = 8) -> tuple[Array, NDArray[np.
     rows = (where, np.arange(len(where)))
     shape = (len(cells), len(where))
     to_cells = csr_array((scale / sizes[where].astype(np.float32), rows), shape=shape)
-    static = np.bincount(where, np.load(prepared.folder / "mean.npy")) / sizes
+    static = (np.bincount(where, np.load(prepared.folder / "mean.npy")) / sizes).astype(np.float32)
     signal = np.load(prepared.folder / "signal.npy", mmap_mode="r")
-    means = np.empty((len(signal), len(cells)), np.float32)
-    for first in range(0, len(signal), _BLOCK):
-        block = signal[first : first + _BLOCK].astype(np.float32)
-        means[first : first + _BLOCK] = (to_cells @ block.T).T + static.astype(np.float32)
-    return means, cells
+    means = [to_cells @ volume.astype(np.float32) + static for volume in signal]
+    return np.stack(means), cells
 
 
 def interpolate(series: NDArray[np.floating], tr: float, frame_time: float) -> Array:
