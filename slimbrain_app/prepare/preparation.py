@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from slimbrain_app.prepare.confounds import Confounds, read_confounds
 from slimbrain_app.prepare.grid import model_grid, template_coverage
 from slimbrain_app.prepare.placement import Placement, place_run
 from slimbrain_app.prepare.reading import open_series
-from slimbrain_app.prepare.rows import Pass, mend_gaps, read_rows, sample_rows
+from slimbrain_app.prepare.rows import Pass, Rows, mend_gaps, sample_rows
 from slimbrain_app.prepare.statistics import Gaps
 from slimbrain_app.records import Contract, Notice, PreparedRun, Run
 from slimbrain_app.settings import Prepare
@@ -79,14 +78,17 @@ def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: floa
     with files.whole_folder(folder) as temporary, open_series(run.bold, name) as series:
         placement = place_run(run, series.header.grid)
         _judge_coverage(run, placement.mask)
-        rows = temporary / "rows.float32"
-        with rows.open("w+b") as stream, parallel.workers() as threads:
-            passed = sample_rows(series, placement, confounds.dummy_scans, stream, threads)
-            _judge_volumes(run, passed, confounds.dummy_scans)
-            mend_gaps(passed, series.header, placement, stream)
+        dummy_scans = confounds.dummy_scans
+        volumes = series.header.volumes - dummy_scans
+        spare = temporary / "rows.float32"
+        rows = Rows(spare, volumes, len(placement.nearest))
+        with parallel.workers() as threads:
+            passed = sample_rows(series, placement, dummy_scans, rows, threads)
+            _judge_volumes(run, passed, dummy_scans)
+            mend_gaps(passed, series.header, placement, rows)
             voxels = _settle_voxels(run, passed, placement)
-            clipped = _write_signal(temporary, stream, voxels, passed.gaps.watched, threads)
-        rows.unlink()
+            clipped = _write_signal(temporary, rows, voxels, threads)
+        spare.unlink(missing_ok=True)
         record = _record(run, folder, confounds, placement, passed, voxels, clipped)
         record = _sign(record, run, settings, series.sha256)
         store.write_record(temporary, record, _describe_making(run, settings))
@@ -202,28 +204,22 @@ def _settle_voxels(run: Run, passed: Pass, placement: Placement) -> _Voxels:
     )
 
 
-def _write_signal(
-    folder: Path, stream: BufferedRandom, voxels: _Voxels, volumes: int, threads: int
-) -> int:
-    """Write the arrays of a prepared run from its rows; return how many values were clipped."""
+def _write_signal(folder: Path, rows: Rows, voxels: _Voxels, threads: int) -> int:
+    """Write the arrays of a prepared run; return how many values were clipped."""
     np.save(folder / "voxels.npy", voxels.places.astype(np.int32))
     np.save(folder / "mean.npy", voxels.mean)
     np.save(folder / "scale.npy", voxels.step)
 
-    def work(rows: Array) -> tuple[NDArray[np.int8], int]:
-        kept = rows if voxels.kept.all() else rows[:, voxels.kept]
+    def work(part: Array) -> tuple[NDArray[np.int8], int]:
+        kept = part if voxels.kept.all() else part[:, voxels.kept]
         return store.quantise(kept, voxels.mean, voxels.step)
 
     clipped = 0
-    buffers = [
-        np.empty((_BLOCK, len(voxels.kept)), np.float32) for _ in range(threads + parallel.AHEAD)
-    ]
-    blocks = read_rows(stream, volumes, buffers)
     with (folder / "signal.npy").open("wb") as signal:
-        store.write_signal_header(signal, volumes, len(voxels.places))
-        for steps, count in parallel.map_in_order(work, blocks, threads):
-            steps.tofile(signal)
-            clipped += count
+        store.write_signal_header(signal, rows.volumes, len(voxels.places))
+        for levels, number in parallel.map_in_order(work, rows.parts(_BLOCK), threads):
+            levels.tofile(signal)
+            clipped += number
     return clipped
 
 

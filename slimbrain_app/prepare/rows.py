@@ -1,15 +1,11 @@
-"""Rows of a run: its brain voxels on the model grid, volume by volume, in a file.
-
-They are float32 and live only until the run is prepared. Their file is written and read by
-plain calls, a few volumes at a time: mapped pages would count as memory of the process.
-"""
+"""Rows of a run: its brain voxels on the model grid, volume by volume, before they are rounded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedRandom
-from itertools import cycle
+from itertools import count, cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,23 +18,42 @@ from slimbrain_app.prepare.statistics import Gaps, Moments, Stillness
 
 Array = NDArray[np.float32]
 
+# Some 500 volumes. Writing to a file and back costs a fifth of all time.
+_MOST_IN_MEMORY = 512 << 20
 
-@dataclass(frozen=True, eq=False)
-class _Bench:
-    """Room for one batch, used again and again: fresh memory would cost a third of all time.
 
-    ``stored`` is as in the file (volumes, k, j, i), ``volume`` the values of one of them
-    (z, y, x), ``rows`` what is sampled from all (volumes, voxels).
+class Rows:
+    """Room for float32 rows (volumes, voxels): in memory, or in a file where they are many.
+
+    Of a file only the part that is asked for is mapped, so that memory stays bounded.
     """
 
-    stored: NDArray[Any]
-    volume: Array
-    rows: Array
+    def __init__(self, file: Path, volumes: int, voxels: int) -> None:
+        self.volumes, self.voxels = volumes, voxels
+        self._file = file
+        self._memory: Array | None = None
+        if volumes * voxels * 4 <= _MOST_IN_MEMORY:
+            self._memory = np.empty((volumes, voxels), np.float32)
+        else:
+            with file.open("wb") as stream:
+                stream.truncate(volumes * voxels * 4)
+
+    def part(self, first: int, number: int) -> Array:
+        """Return ``number`` rows from ``first`` on, to read and to write."""
+        if self._memory is not None:
+            return self._memory[first : first + number]
+        shape, offset = (number, self.voxels), first * self.voxels * 4
+        return np.memmap(self._file, np.float32, "r+", offset, shape)
+
+    def parts(self, number: int) -> Iterator[Array]:
+        """Yield all rows, ``number`` at a time."""
+        for first in range(0, self.volumes, number):
+            yield self.part(first, min(number, self.volumes - first))
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What one pass over a series saw; by then its rows are in a file."""
+    """What one pass over a series saw, besides its rows."""
 
     moments: Moments
     stillness: Stillness
@@ -46,19 +61,16 @@ class Pass:
     empty: tuple[int, ...]
 
 
-def sample_rows(
-    series: Series, placement: Placement, first: int, stream: BufferedRandom, threads: int
-) -> Pass:
-    """Read all volumes from ``first`` on, once, and write their rows (volumes, voxels)."""
-    moments = Moments(len(placement.nearest))
+def sample_rows(series: Series, placement: Placement, first: int, rows: Rows, threads: int) -> Pass:
+    """Read all volumes from ``first`` on, once, and fill their rows."""
+    moments = Moments(rows.voxels)
     stillness = Stillness(placement.stored)
     # Whole numbers have no gaps: nothing needs to be watched.
     can_gap = series.header.dtype.kind == "f"
     gaps = Gaps(placement.stored if can_gap else placement.stored[:0])
     empty = []
-    for stored, rows in _sample_batches(series, placement, first, threads):
-        rows.tofile(stream)
-        for volume, row in zip(stored.reshape(len(stored), -1), rows, strict=True):
+    for stored, sampled in _sample_batches(series, placement, first, rows, threads):
+        for volume, row in zip(stored.reshape(len(stored), -1), sampled, strict=True):
             if row.max() == row.min() == 0:
                 empty.append(gaps.watched)
             stillness.watch(volume)
@@ -68,26 +80,24 @@ def sample_rows(
 
 
 def _sample_batches(
-    series: Series, placement: Placement, first: int, threads: int
+    series: Series, placement: Placement, first: int, rows: Rows, threads: int
 ) -> Iterator[tuple[NDArray[Any], Array]]:
-    """Yield volumes as stored and their rows, good until the next ones are asked for."""
+    """Yield batches as stored, good until the next one is asked for, and their rows."""
+    # Buffers are used again and again: fresh memory would cost as much time as the work in it.
+    lent = range(threads + parallel.AHEAD)
+    buffers = [series.make_buffer() for _ in lent]
+    volumes = cycle([np.empty(placement.shape, np.float32) for _ in lent])
+    starts = count(0, len(buffers[0]))
 
-    def work(item: tuple[_Bench, NDArray[Any]]) -> tuple[NDArray[Any], Array]:
-        bench, stored = item
-        rows = bench.rows[: len(stored)]
-        values = _read_values(placement.view.apply(stored), series.header, bench.volume)
-        placement.sampler.sample(values, rows)
-        return stored, rows
+    def work(item: tuple[int, Array, NDArray[Any]]) -> tuple[NDArray[Any], Array]:
+        start, volume, stored = item
+        sampled = rows.part(start, len(stored))
+        values = _read_values(placement.view.apply(stored), series.header, volume)
+        placement.sampler.sample(values, sampled)
+        return stored, sampled
 
-    benches = [_make_bench(series, placement) for _ in range(threads + parallel.AHEAD)]
-    batches = series.batches(first, [bench.stored for bench in benches])
-    yield from parallel.map_in_order(work, zip(cycle(benches), batches), threads)
-
-
-def _make_bench(series: Series, placement: Placement) -> _Bench:
-    stored = series.make_buffer()
-    rows = np.empty((len(stored), len(placement.nearest)), np.float32)
-    return _Bench(stored, np.empty(placement.shape, np.float32), rows)
+    items = zip(starts, volumes, series.batches(first, buffers), strict=False)
+    yield from parallel.map_in_order(work, items, threads)
 
 
 def _read_values(stored: NDArray[Any], header: Header, volume: Array) -> Iterator[Array]:
@@ -105,31 +115,20 @@ def _read_values(stored: NDArray[Any], header: Header, volume: Array) -> Iterato
         yield volume
 
 
-def mend_gaps(passed: Pass, header: Header, placement: Placement, stream: BufferedRandom) -> None:
+def mend_gaps(passed: Pass, header: Header, placement: Placement, rows: Rows) -> None:
     """Put each voxel's mean into its gaps.
 
     The mean is known only at the end, when the rows are made with 0 in the gaps; but sampling
     is linear, so that what is missing can be sampled by itself and added.
     """
-    gaps, size = passed.gaps, len(placement.nearest)
+    gaps = passed.gaps
     if not gaps.volumes:
         return
     fill = np.where(gaps.dead(), 0, gaps.means() * header.slope + header.inter)
-    lost, row = np.zeros(placement.shape, np.float32), np.empty((1, size), np.float32)
+    lost, missing = np.zeros(placement.shape, np.float32), np.empty((1, rows.voxels), np.float32)
     for volume in gaps.volumes:
         lost.reshape(-1)[placement.brain] = fill * gaps.missing(volume)
-        placement.sampler.sample([lost], row)
-        stream.seek(volume * row.nbytes)
-        row += np.fromfile(stream, np.float32, size)
-        stream.seek(volume * row.nbytes)
-        row.tofile(stream)
+        placement.sampler.sample([lost], missing)
+        row = rows.part(volume, 1)
+        row += missing
         passed.moments.add(row[0])
-
-
-def read_rows(stream: BufferedRandom, volumes: int, buffers: Sequence[Array]) -> Iterator[Array]:
-    """Fill ``buffers`` (rows, voxels) in turn with all rows; yield what was filled."""
-    stream.seek(0)
-    for first, buffer in zip(range(0, volumes, len(buffers[0])), cycle(buffers)):
-        rows = buffer[: volumes - first]
-        stream.readinto(rows.reshape(-1).view(np.uint8).data)
-        yield rows
