@@ -17,7 +17,7 @@ from slimbrain_app.model.packing import Packing, Pooling
 from slimbrain_app.model.presets import EncoderSizes
 from slimbrain_app.model.tokens import TokenTable
 
-_EPSILON = 1e-6
+EPSILON = 1e-6
 _MLP_RATIO = 4
 _INITIAL_DEVIATION = 0.02
 
@@ -76,9 +76,9 @@ class Block(nn.Module):
 
     def __init__(self, width_in: int, width: int, heads: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width_in, eps=_EPSILON)
+        self.norm1 = nn.LayerNorm(width_in, eps=EPSILON)
         self.attn = Attention(width_in, width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=_EPSILON)
+        self.norm2 = nn.LayerNorm(width, eps=EPSILON)
         self.mlp = Mlp(width)
         self.proj = nn.Linear(width_in, width) if width_in != width else None
 
@@ -104,8 +104,8 @@ class Encoder(nn.Module):
         self.patch_embed = PatchEmbedding(sizes)
         with torch.random.fork_rng(devices=()):  # Layers draw weights of their own, unasked.
             self.blocks = nn.ModuleList(_blocks(sizes))
-        self.encoder_norm = nn.LayerNorm(sizes.embedding_width, eps=_EPSILON)
-        self._draw_weights(seed)
+        self.encoder_norm = nn.LayerNorm(sizes.embedding_width, eps=EPSILON)
+        draw_weights(self, seed)
 
     def forward(self, patches: Tensor, table: TokenTable) -> Tensor:
         """Embed views.
@@ -142,14 +142,15 @@ class Encoder(nn.Module):
         temporal = functional.embedding(tokens // places, self.pos_embed_temporal[0])
         return spatial + temporal
 
-    def _draw_weights(self, seed: int) -> None:
-        """Draw maps and positions from a truncated normal; biases are 0, norms the identity."""
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim > 1:
-                nn.init.trunc_normal_(parameter, std=_INITIAL_DEVIATION, generator=generator)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+
+def draw_weights(module: nn.Module, seed: int) -> None:
+    """Draw maps and positions from a truncated normal; biases are 0, norms the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.trunc_normal_(parameter, std=_INITIAL_DEVIATION, generator=generator)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
 
 
 def _blocks(sizes: EncoderSizes) -> list[Block]:

@@ -1,0 +1,127 @@
+"""A narrow transformer on the final grid: features of some cells in, features of others out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+from torch import Tensor, nn
+
+from slimbrain_app.model.encoder import EPSILON, Block, draw_weights
+from slimbrain_app.model.packing import Packing, pack_attention
+from slimbrain_app.model.presets import Axes
+
+# Periods of the positions' waves in cells. The grid has 6 and 10 cells along its axes: each of
+# the waves tells cells apart, which the usual periods up to 10,000 would not.
+PERIODS = (4.0, 40.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictorSizes:
+    """Sizes of a predictor. The width is a multiple of 8, for sines and cosines of four axes."""
+
+    width: Annotated[int, Gt(0)]
+    depth: Annotated[int, Gt(0)]
+    heads: Annotated[int, Gt(0)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Given and asked cells of some views, and who attends to whom: all of a view to all.
+
+    Attributes
+    ----------
+    cells : Tensor, int64, shape (cells,)
+        Flat indices into the final grid, given cells before asked ones.
+    by_view : Tensor, int64, shape (cells,)
+        The order that brings the cells of a view together.
+    asked : Tensor, int64, shape (asked,)
+        Where the asked cells then lie.
+    packing : Packing
+    """
+
+    cells: Tensor
+    by_view: Tensor
+    asked: Tensor
+    packing: Packing
+
+    def to(self, device: torch.device | str) -> Layout:
+        cells, by_view, asked = (part.to(device) for part in (self.cells, self.by_view, self.asked))
+        return Layout(cells, by_view, asked, self.packing.to(device))
+
+
+class Predictor(nn.Module):
+    """Predict features of asked cells from given ones.
+
+    Parameters
+    ----------
+    sizes : PredictorSizes
+    grid : tuple of int
+        The final grid.
+    width_in, width_out : int
+        Features of a given and of an asked cell.
+    seed : int
+        Of the first weights.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self, sizes: PredictorSizes, grid: Axes, width_in: int, width_out: int, seed: int = 0
+    ) -> None:
+        super().__init__()
+        width = sizes.width
+        self.register_buffer("positions", encode_cells(grid, width), persistent=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, width))
+        with torch.random.fork_rng(devices=()):  # Layers draw weights of their own, unasked.
+            self.embed = nn.Linear(width_in, width)
+            self.blocks = nn.ModuleList(
+                Block(width, width, sizes.heads) for _ in range(sizes.depth)
+            )
+            self.norm = nn.LayerNorm(width, eps=EPSILON)
+            self.project = nn.Linear(width, width_out)
+        draw_weights(self, seed)
+
+    def forward(self, given: Tensor, layout: Layout) -> Tensor:
+        """Return (asked, width out), given (given, width in)."""
+        asked = self.mask_token.expand(len(layout.asked), -1)
+        tokens = torch.cat([self.embed(given), asked]) + self.positions[layout.cells]
+        tokens = tokens[layout.by_view]
+        for block in self.blocks:
+            tokens = block(tokens, None, layout.packing)
+        predicted: Tensor = self.project(self.norm(tokens[layout.asked]))
+        return predicted
+
+
+def lay_out(given: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> Layout:
+    """Lay given and asked cells out for the predictor.
+
+    Parameters
+    ----------
+    given, asked : tuple of two Tensors, int64, shape (cells,)
+        Flat index into the final grid, and view, of each cell. No view is without given cells.
+    """
+    views = torch.cat([given[1], asked[1]])
+    by_view = views.argsort(stable=True)
+    per_view = views.bincount()
+    return Layout(
+        cells=torch.cat([given[0], asked[0]]),
+        by_view=by_view,
+        asked=by_view.argsort()[len(given[0]) :],
+        packing=pack_attention(per_view, per_view),
+    )
+
+
+def encode_cells(grid: Axes, width: int) -> Tensor:
+    """Return sines and cosines of each cell's place along each axis: (cells, width).
+
+    Every axis has a quarter of the width of its own, so positions are separable.
+    """
+    shortest, longest = PERIODS
+    periods = shortest * (longest / shortest) ** torch.linspace(0, 1, width // 8)
+    places = torch.unravel_index(torch.arange(math.prod(grid)), grid)
+    angles = torch.stack(places, 1)[:, :, None] * (2 * torch.pi / periods)
+    return torch.cat([angles.sin(), angles.cos()], 2).flatten(1)
