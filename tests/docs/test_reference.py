@@ -259,13 +259,12 @@ def test_every_key_of_the_status_is_listed(pages, demo):
     assert [spans(row[0])[0] for row in rows] == list(status["runs"][0])
 
 
-def test_every_module_has_its_place_in_the_house(pages):
-    rows = pages["docs/explanation/design.md"].rows("## The house")
+def test_every_room_has_its_place_in_the_house_and_every_module_named_is_there(pages):
     root = Path(slimbrain_app.__file__).parent
-    listed = set()
-    for room, _, modules in rows:
-        for name in spans(room):
-            inside = [f"{name}{module}" for module in spans(modules)]
-            listed |= set(inside) if name.endswith("/") else {name}
-    found = {path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.py")}
-    assert listed == {name for name in found if not name.endswith("__init__")}
+    rooms, modules = set(), set()
+    for room, _, inside in pages["docs/explanation/design.md"].rows("## The house"):
+        rooms |= set(spans(room))
+        modules |= {f"{spans(room)[0]}{module}.py" for module in spans(inside)}
+    assert {module for module in modules if not (root / module).is_file()} == set()
+    folders = {f"{init.parent.name}/" for init in root.glob("*/__init__.py")}
+    assert rooms == folders | {file.stem for file in root.glob("*.py")} - {"__init__"}
