@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # A processor's cache holds it. What a broken stream gives beyond its last whole chunk is not
 # seen, so that small volumes want smaller ones.
 _CHUNK = 1 << 16
-_BATCH_BYTES = 8 << 20
+_BATCH_BYTES, _MOST_BYTES = 8 << 20, 32 << 20
 # A file that was written to so lately and ends early is most likely still being written.
 _YOUNG_SECONDS = 10
 
@@ -62,11 +62,15 @@ class Series:
         """SHA-256 of the file's bytes, once all batches are read."""
         return self._file.digest.hexdigest()
 
-    def make_buffer(self) -> NDArray[Any]:
-        """Return room for one batch, shape (volumes, k, j, i), in the file's own numbers."""
+    def make_buffer(self, least: int = 1) -> NDArray[Any]:
+        """Return room for one batch, shape (volumes, k, j, i), in the file's own numbers.
+
+        It holds at least so many volumes, if they are not very large.
+        """
         shape = self.header.grid.shape[::-1]
         volume = int(np.prod(shape)) * self.header.dtype.itemsize
-        return np.empty((max(1, _BATCH_BYTES // volume), *shape), self.header.dtype)
+        volumes = max(_BATCH_BYTES // volume, min(least, _MOST_BYTES // volume), 1)
+        return np.empty((volumes, *shape), self.header.dtype)
 
     def batches(self, first: int, buffers: Sequence[NDArray[Any]]) -> Iterator[NDArray[Any]]:
         """Fill ``buffers`` in turn with the volumes from ``first`` on; yield what was filled.

@@ -85,7 +85,7 @@ def _sample_batches(
     """Yield batches as stored, good until the next one is asked for, and their rows."""
     # Buffers are used again and again: fresh memory would cost as much time as the work in it.
     lent = range(threads + parallel.AHEAD)
-    buffers = [series.make_buffer() for _ in lent]
+    buffers = [series.make_buffer(placement.sampler.at_once) for _ in lent]
     volumes = cycle([np.empty(placement.shape, np.float32) for _ in lent])
     starts = count(0, len(buffers[0]))
 

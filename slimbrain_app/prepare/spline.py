@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,11 @@ class Sampler(Protocol):
     """Takes volumes (z, y, x), one after the other, to values (volumes, voxels).
 
     Each volume's values are the same to the last bit, whatever volumes come with it. A volume
-    is done with when the next one is asked for.
+    is done with when the next one is asked for. ``at_once`` is the least number of volumes that
+    is worth a call.
     """
+
+    at_once: ClassVar[int]
 
     def sample(self, volumes: Iterable[Array], values: Array) -> None: ...
 
@@ -117,6 +120,7 @@ class AxisProducts:
 class Picked:
     """No interpolation: ``voxels`` are flat indices into a volume (z, y, x)."""
 
+    at_once: ClassVar[int] = 1
     voxels: NDArray[np.intp]
 
     def sample(self, volumes: Iterable[Array], values: Array) -> None:
@@ -128,6 +132,7 @@ class Picked:
 class Separable:
     """Interpolation matrices, prefilter included; ``voxels`` are flat indices into their result."""
 
+    at_once: ClassVar[int] = 1
     matrices: AxisProducts
     voxels: NDArray[np.intp]
 
@@ -141,15 +146,16 @@ class Separable:
 class Scattered:
     """A prefilter per axis, then 64 weights per point as a matrix (points, source voxels)."""
 
+    # Reading the weights takes longer than multiplying with them.
+    at_once: ClassVar[int] = 8
     prefilters: AxisProducts
     weights: csr_array
 
     def sample(self, volumes: Iterable[Array], values: Array) -> None:
-        # Reading the weights takes longer than multiplying with them: all volumes at once.
-        coefficients = np.empty((self.weights.shape[1], len(values)), np.float32)
-        for whole, column in zip(self.prefilters.apply(volumes), coefficients.T, strict=True):
-            column[:] = whole.ravel()
-        values[:] = (self.weights @ coefficients).T
+        coefficients = np.empty((len(values), self.weights.shape[1]), np.float32)
+        for whole, row in zip(self.prefilters.apply(volumes), coefficients, strict=True):
+            row[:] = whole.ravel()
+        values[:] = (self.weights @ np.ascontiguousarray(coefficients.T)).T
 
 
 def build_sampler(source: Grid, coordinates: Coordinates, mask: NDArray[np.bool_]) -> Sampler:
