@@ -190,7 +190,9 @@ def test_file_that_is_replaced_while_it_is_read_is_still_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no gzip at all" * 100, gzip.compress(b""), gzip.compress(b"x" * 5000)]
+    "content",
+    [b"", b"no gzip at all" * 100, gzip.compress(b""), gzip.compress(b"x" * 5000)],
+    ids=["empty", "no gzip", "gzip of nothing", "gzip of text"],
 )
 def test_what_is_no_nifti_is_unreadable(tmp_path, content):
     path = tmp_path / "bold.nii.gz"
