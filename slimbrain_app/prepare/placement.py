@@ -17,6 +17,8 @@ from slimbrain_app.records import Run
 
 Mask = NDArray[np.bool_]
 
+_LEAST_COVERAGE = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class Placement:
@@ -74,6 +76,7 @@ def place_run(run: Run, stored: Grid) -> Placement:
     mask = grid.sample_mask(own_mask, coordinates) & grid.points_inside(coordinates, source)
     if not mask.any():
         raise _no_brain(run, "the mask has voxels over 0.5, but none on the model grid")
+    require_coverage(run, mask)
     box = grid.box_around(coordinates, mask, source)
     source, view, coordinates = grid.crop(source, view, coordinates, box)
     brain = np.flatnonzero(own_mask[box].T)
@@ -87,6 +90,26 @@ def place_run(run: Run, stored: Grid) -> Placement:
         sampler=build_sampler(source, coordinates, mask),
         edges=tuple(float(edge) for edge in np.linalg.norm(source.affine[:3, :3], axis=0)),
     )
+
+
+def require_coverage(run: Run, mask: Mask) -> float:
+    """Return the share of the template's brain that a run's mask on the model grid covers.
+
+    Raises
+    ------
+    RunRefused
+        low-coverage: less than half.
+    """
+    coverage = grid.template_coverage(mask)
+    if coverage < _LEAST_COVERAGE:
+        raise RunRefused(
+            "low-coverage",
+            file=run.relative(run.mask),
+            expected=f"at least {_LEAST_COVERAGE:.0%} of the template's brain inside the mask",
+            found=f"{coverage:.0%}",
+            advice="look at the registration and the field of view in fMRIPrep's report",
+        )
+    return coverage
 
 
 def _read_own_mask(run: Run, source: Grid) -> Mask:

@@ -16,8 +16,8 @@ from slimbrain_app import __version__, files
 from slimbrain_app.errors import RunRefused
 from slimbrain_app.prepare import parallel, store
 from slimbrain_app.prepare.confounds import Confounds, read_confounds
-from slimbrain_app.prepare.grid import model_grid, template_coverage
-from slimbrain_app.prepare.placement import Placement, place_run
+from slimbrain_app.prepare.grid import model_grid
+from slimbrain_app.prepare.placement import Placement, place_run, require_coverage
 from slimbrain_app.prepare.reading import open_series
 from slimbrain_app.prepare.rows import Pass, Rows, mend_gaps, sample_rows
 from slimbrain_app.prepare.statistics import Gaps
@@ -27,7 +27,7 @@ from slimbrain_app.settings import Prepare
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-_COVERAGE_REFUSED, _COVERAGE_NOTICED = 0.50, 0.85
+_COVERAGE_NOTICED = 0.85
 _GAPS_ALLOWED = 0.01
 _SHORTEST_EDGE, _LONGEST_EDGE = 0.5, 6.0
 _FORMAT = 1
@@ -54,9 +54,9 @@ class _Voxels:
 def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: float) -> PreparedRun:
     """Bring a run's brain voxels onto the model grid and write them to ``folder``.
 
-    The BOLD file is read once, front to back, and memory holds a few of its volumes at a time.
-    As many volumes are worked on at once as BLAS may use threads; the result does not depend
-    on their number.
+    The series is read once, front to back; memory holds a few of its volumes and, up to half a
+    GiB, what comes of them. As many threads work as BLAS is allowed, up to four; the result does
+    not depend on their number.
 
     Parameters
     ----------
@@ -77,7 +77,6 @@ def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: floa
     name = run.relative(run.bold)
     with files.whole_folder(folder) as temporary, open_series(run.bold, name) as series:
         placement = place_run(run, series.header.grid)
-        _judge_coverage(run, placement.mask)
         dummy_scans = confounds.dummy_scans
         volumes = series.header.volumes - dummy_scans
         spare = temporary / "rows.float32"
@@ -135,18 +134,6 @@ def _judge_length(run: Run, dummy_scans: int, volumes: int, minimum_seconds: flo
         )
 
 
-def _judge_coverage(run: Run, mask: Mask) -> None:
-    coverage = template_coverage(mask)
-    if coverage < _COVERAGE_REFUSED:
-        raise RunRefused(
-            "low-coverage",
-            file=run.relative(run.mask),
-            expected=f"at least {_COVERAGE_REFUSED:.0%} of the template's brain inside the mask",
-            found=f"{coverage:.0%}",
-            advice="look at the registration and the field of view in fMRIPrep's report",
-        )
-
-
 def _judge_volumes(run: Run, passed: Pass, first: int) -> None:
     """Refuse runs with volumes that are zero everywhere or have too many gaps."""
     lost = sorted({*passed.empty, *_gappy_volumes(passed.gaps)})
@@ -157,7 +144,7 @@ def _judge_volumes(run: Run, passed: Pass, first: int) -> None:
             file=run.relative(run.bold),
             expected=f"finite values in {1 - _GAPS_ALLOWED:.0%} of the mask in every volume, "
             "not all zero",
-            found=f"{len(lost)} volumes without, counted from 0: {listed}"
+            found=f"{len(lost)} without, counted from 0: {listed}"
             + (", ..." if len(lost) > 10 else ""),
             advice="make the series anew; volumes can't be left out of the middle",
         )
@@ -180,7 +167,7 @@ def _settle_voxels(run: Run, passed: Pass, placement: Placement) -> _Voxels:
     kept = ~np.isin(placement.nearest, dead)
     mask = placement.mask.copy()
     mask[mask] = kept
-    _judge_coverage(run, mask)
+    coverage = require_coverage(run, mask)
     moving = ~np.isin(placement.nearest, constant)[kept]
     mean, deviation = (values[kept] for values in passed.moments.settle())
     step = store.step_of(np.where(moving, deviation, 0))
@@ -200,7 +187,7 @@ def _settle_voxels(run: Run, passed: Pass, placement: Placement) -> _Voxels:
         step=step,
         constant=len(constant),
         dead=len(dead),
-        coverage=template_coverage(mask),
+        coverage=coverage,
     )
 
 

@@ -222,10 +222,15 @@ def read_mask(path: Path, name: str) -> tuple[NDArray[np.bool_], Grid]:
         values = np.asanyarray(image.dataobj)
     except (ImageFileError, OSError, EOFError, zlib.error) as error:
         advice = "copy the file again, or make it anew"
-        raise _refuse("unreadable", name, str(error), advice) from error
+        raise _refusal("unreadable", name, str(error), advice) from error
     if values.size != np.prod(values.shape[:3]):
-        found = f"shape {' x '.join(map(str, values.shape))}"
-        raise _refuse("mask-mismatch", name, found, "check what wrote this mask")
+        raise RunRefused(
+            "mask-mismatch",
+            file=name,
+            expected="one volume",
+            found=f"shape {' x '.join(map(str, values.shape))}",
+            advice="check what wrote this mask",
+        )
     x, y, z = values.shape[:3]
     return values.reshape(x, y, z) > 0.5, Grid((x, y, z), image.affine)
 
@@ -256,12 +261,11 @@ def _open(path: Path, name: str) -> io.FileIO:
         return io.FileIO(path)
     except FileNotFoundError as error:
         found = "nothing, or a link that leads nowhere"
-        raise _refuse("missing-content", name, found, "fetch the file's content") from error
+        raise _refusal("missing-content", name, found, "fetch the file's content") from error
     except PermissionError as error:
         advice = "ask the owner for permission to read"
-        raise _refuse("denied", name, "no permission", advice) from error
+        raise _refusal("denied", name, "no permission", advice) from error
 
 
-def _refuse(code: str, name: str, found: str, advice: str) -> RunRefused:
-    expected = "one volume" if code == "mask-mismatch" else "a NIfTI file to read"
-    return RunRefused(code, file=name, expected=expected, found=found, advice=advice)
+def _refusal(code: str, name: str, found: str, advice: str) -> RunRefused:
+    return RunRefused(code, file=name, expected="a NIfTI file", found=found, advice=advice)

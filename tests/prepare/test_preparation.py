@@ -13,7 +13,7 @@ from scipy.ndimage import map_coordinates
 from threadpoolctl import threadpool_limits
 
 from slimbrain_app.errors import RunRefused
-from slimbrain_app.prepare import prepare_run, store
+from slimbrain_app.prepare import prepare_run, rows, store
 from slimbrain_app.prepare.grid import model_grid, template_brain
 from slimbrain_app.records import RepetitionTime
 from slimbrain_app.settings import Prepare
@@ -142,6 +142,21 @@ def test_number_of_threads_changes_nothing(make_run, brain_on, bold_like):
         assert (alone.folder / name).read_bytes() == (together.folder / name).read_bytes()
 
 
+def test_rows_in_a_file_give_the_same_run_and_leave_no_file(
+    make_coarse, coarse_series, monkeypatch
+):
+    series = coarse_series.astype(np.float32)
+    series[10, 12, 10, 3] = np.nan
+    run = make_coarse(series)
+    in_memory = prepare_run(run, run.dataset / "memory", Prepare(), 0)
+    monkeypatch.setattr(rows, "_MOST_IN_MEMORY", 0)
+    in_file = prepare_run(run, run.dataset / "file", Prepare(), 0)
+    names = sorted(path.name for path in in_memory.folder.iterdir())
+    assert sorted(path.name for path in in_file.folder.iterdir()) == names
+    for name in names:
+        assert (in_file.folder / name).read_bytes() == (in_memory.folder / name).read_bytes()
+
+
 def translation(x, y, z):
     matrix = np.zeros((4, 4))
     matrix[:3, 3] = x, y, z
@@ -200,7 +215,7 @@ def test_volumes_without_data_are_refused_and_listed(make_coarse, coarse_mask, l
     series[..., 5:19:1] = lost
     error = refusal_of(make_coarse(series), dummy_scans=2)
     assert error.reason == "nan-volumes"
-    assert "14 volumes" in error.found
+    assert "14 without" in error.found
     assert "5, 6, 7, 8, 9, 10, 11, 12, 13, 14, ..." in error.found
 
 
