@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from slimbrain_app.model.batches import MaskedView, find_places, measure_fill
+from slimbrain_app.model.masking import MaskSettings, draw_mask
 from slimbrain_app.model.presets import EncoderSizes
+from slimbrain_app.model.tokens import build_table, gather_patches, keep_brain
 
 
 @pytest.fixture
@@ -48,3 +54,41 @@ def template_brain() -> Tensor:
     from slimbrain_app.prepare.grid import template_brain as read
 
     return torch.from_numpy(np.array(read()))
+
+
+@pytest.fixture
+def fine(small: EncoderSizes) -> EncoderSizes:
+    """As ``small``, with more and smaller final cells: 4 times, 4 x 4 x 4 places."""
+    return replace(small, strides=((2, 1, 1, 1), (1, 2, 2, 2)), mask_unit=(4, 4, 4, 8))
+
+
+@pytest.fixture
+def brain(generator: torch.Generator) -> Tensor:
+    """Voxels of a ragged ball in 16 x 16 x 16, so that patches and cells are partly empty."""
+    axis = torch.arange(16) - 7.5
+    distance = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2).sqrt()
+    return distance + 2 * torch.rand(16, 16, 16, generator=generator) < 8
+
+
+@pytest.fixture
+def view_of(brain: Tensor, generator: torch.Generator) -> Callable[..., MaskedView]:
+    """Make a masked view of given or random frames, its three kinds unequal."""
+
+    def make(sizes: EncoderSizes, sample: int = 0, frames: Tensor | None = None) -> MaskedView:
+        voxels = brain.flatten().nonzero()[:, 0]
+        if frames is None:
+            frames = torch.randn(sizes.shape[0], len(voxels), generator=generator)
+        kept = keep_brain(brain, sizes)
+        return MaskedView(
+            patches=gather_patches(frames, voxels, build_table(kept, sizes)),
+            kept=kept,
+            fill=measure_fill(brain, sizes),
+            mask=draw_mask(
+                find_places(kept, sizes),
+                sizes.final_grid[0],
+                MaskSettings(visible_times=0.75, visible_places=0.6),
+                (0, 0, sample),
+            ),
+        )
+
+    return make

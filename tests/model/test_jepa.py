@@ -1,0 +1,210 @@
+"""Joint-embedding prediction: no leak, right gradients, fair loss, and that it learns."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from slimbrain_app.model.batches import collate_views, spread_cells
+from slimbrain_app.model.encoder import Encoder
+from slimbrain_app.model.jepa import JEPA, Jepa, JepaSettings, follow
+from slimbrain_app.model.masking import CONTEXT
+from slimbrain_app.model.objective import encode_context
+from slimbrain_app.model.predictor import PredictorSizes
+
+SETTINGS = JepaSettings(predictor=PredictorSizes(width=16, depth=2, heads=2))
+
+
+@pytest.fixture
+def jepa(fine) -> Jepa:
+    """Context and target encoder differ, as they do from the first step on."""
+    jepa = Jepa(Encoder(fine, seed=1), SETTINGS, seed=2)
+    with torch.no_grad():
+        for parameter in jepa.context.parameters():
+            parameter.add_(0.01)
+    return jepa
+
+
+@pytest.fixture
+def views(view_of, fine):
+    return [view_of(fine, sample) for sample in range(3)]
+
+
+class Answer(nn.Module):
+    """A predictor that says what it is told to."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, given, layout):
+        return self.answer
+
+
+def with_hidden(view, sizes, value):
+    """Set all voxels of hidden cells to a value."""
+    seen = spread_cells((view.mask.labels == CONTEXT)[None], sizes)
+    batch = collate_views([view], sizes)
+    hidden = ~seen.flatten()[batch.whole.tokens]
+    patches = view.patches.clone()
+    patches[hidden] = value
+    return replace(view, patches=patches)
+
+
+@pytest.mark.parametrize("value", [3.0, float("nan"), float("inf")])
+def test_hidden_voxels_do_not_reach_context_or_predictions(jepa, views, fine, value):
+    before, after = (
+        collate_views(some, fine)
+        for some in (views, [with_hidden(view, fine, value) for view in views])
+    )
+    assert not torch.equal(before.patches, after.patches)
+    contexts = [encode_context(jepa.context, batch) for batch in (before, after)]
+    assert torch.equal(*contexts)
+    assert torch.equal(*(jepa.predictor(given, before.layout) for given in contexts))
+
+
+def test_visible_voxels_do_reach_predictions(jepa, views, fine):
+    other = replace(views[0], patches=views[0].patches + 1)
+    first, second = (jepa(collate_views([view], fine)).evidence for view in (views[0], other))
+    assert not torch.isclose(first.guesses, second.guesses).all()
+
+
+def test_targets_see_the_whole_view(jepa, views, fine):
+    hidden = with_hidden(views[0], fine, 3.0)
+    first, second = (jepa(collate_views([view], fine)).evidence for view in (views[0], hidden))
+    assert not torch.isclose(first.truths, second.truths).all()
+
+
+def test_every_trainable_parameter_gets_a_gradient_and_no_parameter_of_the_target(
+    jepa, views, fine
+):
+    jepa(collate_views(views, fine)).total.backward()
+    for name, parameter in jepa.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.any(), name
+        else:
+            assert parameter.grad is None, name
+    frozen = {id(parameter) for parameter in jepa.target.parameters()}
+    assert frozen == {id(p) for p in jepa.parameters() if not p.requires_grad}
+
+
+def test_an_optimiser_step_leaves_the_target_alone_until_the_step_ends(jepa, views, fine):
+    before = copy.deepcopy(jepa.target.state_dict())
+    optimizer = torch.optim.AdamW(p for p in jepa.parameters() if p.requires_grad)
+    jepa(collate_views(views, fine)).total.backward()
+    optimizer.step()
+    assert all(torch.equal(before[name], new) for name, new in jepa.target.state_dict().items())
+    jepa.end_step(0.5)
+    assert not any(torch.equal(before[name], new) for name, new in jepa.target.named_parameters())
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.996])
+def test_the_target_follows_by_the_formula(jepa, momentum):
+    first = copy.deepcopy(jepa.target.state_dict())
+    for _ in range(25):
+        jepa.update_target(momentum)
+    share = momentum**25
+    for name, context in jepa.context.state_dict().items():
+        expected = share * first[name] + (1 - share) * context
+        assert_close(jepa.target.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_momentum_of_one_changes_nothing_and_of_zero_copies(jepa):
+    first = copy.deepcopy(jepa.target.state_dict())
+    jepa.update_target(1.0)
+    assert all(torch.equal(first[name], new) for name, new in jepa.target.state_dict().items())
+    jepa.update_target(0.0)
+    context = jepa.context.state_dict()
+    assert all(torch.equal(context[name], new) for name, new in jepa.target.state_dict().items())
+
+
+def test_buffers_are_copied_whatever_the_momentum():
+    follower, leader = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    leader(torch.arange(12.0).reshape(4, 3))
+    follow(follower, leader, 0.9)
+    assert torch.equal(follower.running_mean, leader.running_mean)
+    assert torch.equal(follower.num_batches_tracked, leader.num_batches_tracked)
+
+
+def test_momentum_rises_as_a_cosine():
+    momenta = [SETTINGS.momentum(share) for share in (0, 0.25, 0.5, 1)]
+    assert momenta == pytest.approx([0.996, 0.996 + 0.004 * 0.1464466, 0.998, 1], abs=1e-8)
+
+
+def test_a_perfect_prediction_has_no_loss(jepa, views, fine):
+    batch = collate_views(views, fine)
+    jepa.predictor = Answer(jepa.find_truths(batch)[1])
+    assert jepa(batch).total == 0
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_kinds_weigh_equally_whatever_their_size(jepa, views, fine, kind):
+    batch = collate_views(views, fine)
+    sizes = batch.targets.kinds.bincount()
+    assert len(sizes.unique()) > 1
+    wrong = (batch.targets.kinds == kind).float()[:, None]
+    jepa.predictor = Answer(jepa.find_truths(batch)[1] + 2 * wrong)
+    loss = jepa(batch)
+    # Smooth L1 of 2 is 1.5.
+    assert_close(loss.total / loss.views, torch.tensor(1.5 / 3))
+    assert_close(loss.kinds / loss.views, 1.5 * torch.eye(3)[kind])
+
+
+def test_one_kind_alone_can_be_trained(jepa, views, fine):
+    jepa.settings = replace(SETTINGS, weights=(0.0, 1.0, 0.0))
+    loss = jepa(collate_views(views, fine))
+    assert_close(loss.total.detach(), loss.kinds[1])
+
+
+def test_truths_have_mean_0_and_deviation_1(jepa, views, fine):
+    truths = jepa(collate_views(views, fine)).evidence.truths
+    assert_close(truths.mean(1), torch.zeros(len(truths)), atol=1e-5, rtol=0)
+    assert_close(truths.std(1, correction=0), torch.ones(len(truths)), atol=1e-3, rtol=0)
+
+
+def test_the_loss_is_smooth_l1_against_the_target_encoder(jepa, views, fine):
+    loss = jepa(collate_views(views[:1], fine))
+    guesses, truths = loss.evidence.guesses, loss.evidence.truths
+    gap = (guesses - truths).abs()
+    errors = torch.where(gap < 1, gap**2 / 2, gap - 0.5).mean(1)
+    means = [errors[loss.evidence.targets.kinds == kind].mean() for kind in range(3)]
+    assert_close(loss.total.detach(), sum(means) / 3)
+
+
+def test_a_batch_loses_the_sum_of_its_views_in_any_order(jepa, views, fine):
+    total = jepa(collate_views(views, fine)).total
+    reverse = jepa(collate_views(views[::-1], fine)).total
+    alone = sum(jepa(collate_views([view], fine)).total for view in views)
+    assert_close(total, alone, rtol=1e-5, atol=1e-5)
+    assert_close(total, reverse, rtol=1e-5, atol=1e-5)
+
+
+def test_a_seed_gives_the_same_loss_to_the_bit(views, fine):
+    batch = collate_views(views, fine)
+    one, other = (Jepa(Encoder(fine, seed=1), SETTINGS, seed=2)(batch).total for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_the_target_encoder_stays_in_evaluation_mode_and_is_what_is_kept(jepa):
+    jepa.train()
+    assert jepa.context.training and not any(part.training for part in jepa.target.modules())
+    assert jepa.trained is jepa.target
+
+
+def test_context_and_target_share_no_memory(jepa):
+    addresses = [
+        {parameter.data_ptr() for parameter in encoder.parameters()}
+        for encoder in (jepa.context, jepa.target)
+    ]
+    assert not addresses[0] & addresses[1]
+
+
+@pytest.mark.parametrize(("preset", "sizes"), [("tiny", (96, 2)), ("base", (256, 6))])
+def test_presets_have_their_predictors(preset, sizes):
+    assert (JEPA[preset].predictor.width, JEPA[preset].predictor.depth) == sizes
+    assert JEPA["official"] == JEPA["base"]
