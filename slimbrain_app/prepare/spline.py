@@ -75,13 +75,14 @@ class Band:
 def split_bands(matrix: NDArray[np.float64]) -> tuple[Band, ...]:
     """Cut a matrix into bands without their zeros, which are a third of the work.
 
-    Left in, weights far from the diagonal would cost more still: as denormal float32 they
-    change nothing and slow a product down tenfold.
+    Weights far from the diagonal become zeros first: as denormal float32 they would change
+    nothing and slow a product down tenfold.
     """
+    matrix = np.where(np.abs(matrix) > _NEGLIGIBLE, matrix, 0)
     bands = []
     for first in range(0, len(matrix), _BAND):
         part = matrix[first : first + _BAND]
-        felt = np.flatnonzero(np.abs(part).max(axis=0) > _NEGLIGIBLE)
+        felt = np.flatnonzero(part.any(axis=0))
         columns = slice(int(felt[0]), int(felt[-1]) + 1)
         weights = np.ascontiguousarray(part[:, columns], np.float32)
         bands.append(Band(slice(first, first + len(part)), columns, weights))
@@ -99,15 +100,16 @@ class AxisProducts:
 
     def apply(self, volumes: Iterable[Array]) -> Iterator[Array]:
         """Yield each volume (z, y, x) after its three products; the next one overwrites it."""
-        depth, height, width = self.shape
+        depth, height, _ = self.shape
         columns, rows, planes = (bands[-1].rows.stop for bands in (self.x, self.y, self.z))
         along_x = np.empty((depth, height, columns), np.float32)
         along_xy = np.empty((depth, rows, columns), np.float32)
         whole = np.empty((planes, rows, columns), np.float32)
+        # Weights in the order in which BLAS reads them from the right: a third faster.
+        from_right = [np.ascontiguousarray(band.weights.T) for band in self.x]
         for volume in volumes:
-            lines, products = volume.reshape(-1, width), along_x.reshape(-1, columns)
-            for band in self.x:
-                np.matmul(lines[:, band.columns], band.weights.T, out=products[:, band.rows])
+            for band, weights in zip(self.x, from_right, strict=True):
+                np.matmul(volume[..., band.columns], weights, out=along_x[..., band.rows])
             for band in self.y:
                 np.matmul(band.weights, along_x[:, band.columns], out=along_xy[:, band.rows])
             stack, products = along_xy.reshape(depth, -1), whole.reshape(planes, -1)
