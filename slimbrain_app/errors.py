@@ -114,6 +114,8 @@ REASONS: Mapping[str, Reason] = {
     "no-description": _warning("no dataset_description.json: who made the input is unknown"),
     "filter-ignored": _warning("a block of the filter file that has no use here"),
     "denoised-source": _warning("the series was denoised; the model expects minimal preprocessing"),
+    "assumed-input": _warning("how the weights' training data were prepared is assumed, not known"),
+    "other-deletion": _warning("background is left out in another way than in the training"),
     "raw-dataset": _call(Exit.NO_INPUT, "the input is a raw dataset, not derivatives"),
     "no-participant": _call(Exit.NO_INPUT, "a participant is not in the input"),
     "no-bold": _call(Exit.NO_INPUT, "there is no BOLD series at all"),

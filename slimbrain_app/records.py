@@ -242,13 +242,14 @@ class Embedding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelIdentity:
-    """Which weights spoke: stands in every sidecar and report."""
+    """Which weights spoke, and what to know of them: stands in every sidecar and report."""
 
     name: str
     preset: str
     sha256: str
     trained: bool
     contract: Contract
+    notices: tuple[Notice, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -96,6 +96,7 @@ def describe_model(model: ModelIdentity) -> dict[str, Any]:
         "SHA256": model.sha256,
         "Trained": model.trained,
         "Contract": asdict(model.contract),
+        "Warnings": [asdict(notice) for notice in model.notices],
     }
 
 

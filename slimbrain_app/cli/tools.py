@@ -9,6 +9,7 @@ from pathlib import Path
 
 from slimbrain_app import __version__
 from slimbrain_app.cli.arguments import Parser
+from slimbrain_app.cli.models import add_models
 from slimbrain_app.errors import CallRefused, Exit
 
 
@@ -32,7 +33,7 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"slimbrain {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_simulate(commands)
-    _add_models(commands)
+    add_models(commands)
     return parser
 
 
@@ -58,20 +59,3 @@ def _simulate(options: argparse.Namespace) -> None:
     settings = SimulationSettings(**{k: value for k, value in given.items() if value is not None})
     for bold in simulate_dataset(options.folder, settings):
         print(bold)
-
-
-def _add_models(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser("models", help="model packages")
-    actions = parser.add_subparsers(required=True, metavar="ACTION", title="actions")
-    create = actions.add_parser("create", help="make an untrained package from a preset")
-    create.add_argument("preset", choices=("tiny", "base", "official"))
-    create.add_argument("folder", type=Path, help="a new folder; its name is the package's")
-    create.add_argument("--seed", type=int, default=0, help="default: 0")
-    create.set_defaults(run=_create_model)
-
-
-def _create_model(options: argparse.Namespace) -> None:
-    from slimbrain_app.model.packages import create_package
-
-    package = create_package(options.folder, options.preset, options.seed)
-    print(f"{package.folder}: {package.name}, untrained, {package.sha256}")

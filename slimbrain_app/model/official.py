@@ -143,6 +143,7 @@ def convert_checkpoint(
         seed=None,
         contract=CONTRACTS["official"],
         encoder=replace(PRESETS["official"], deletion=deletion),
+        released=True,
     )
     with torch.device("meta"):
         encoder = Encoder(config.encoder)
@@ -159,14 +160,7 @@ def export_checkpoint(package: Package, file: Path) -> None:
     CallRefused
         ``usage`` if the package is of other sizes, or the file is already there.
     """
-    if replace(package.config.encoder, deletion="unit") != PRESETS["official"]:
-        raise CallRefused(
-            "usage",
-            file=package.folder,
-            expected="a package with the sizes of official",
-            found=f"one of preset {package.preset}",
-            advice="choose another package: no other sizes fit the released layout",
-        )
+    _check_official(package)
     if file.exists():
         raise CallRefused(
             "usage",
@@ -178,6 +172,28 @@ def export_checkpoint(package: Package, file: Path) -> None:
     weights = dict(load_encoder(package).state_dict())
     with whole_file(file) as temporary:
         torch.save({"model_state_dict": weights}, temporary)
+
+
+def create_base(folder: Path, official: Package) -> Package:
+    """Make a package of preset ``base`` that starts from an ``official`` one; see `start_base`.
+
+    It counts as untrained, and wants the channels that its first weights were trained on.
+
+    Raises
+    ------
+    CallRefused
+        ``usage`` if the package is of other sizes, or the folder is no package.
+    """
+    _check_official(official)
+    config = Config(
+        preset="base",
+        trained=False,
+        seed=None,
+        contract=official.contract,
+        encoder=PRESETS["base"],
+    )
+    card = _started_card(folder.name, official)
+    return save_package(folder, config, start_base(load_encoder(official)), card=card)
 
 
 def start_base(official: Encoder) -> Encoder:
@@ -197,6 +213,17 @@ def start_base(official: Encoder) -> Encoder:
         {name: weight.clone() for name, weight in weights.items()}, strict=True, assign=True
     )
     return base
+
+
+def _check_official(package: Package) -> None:
+    if replace(package.config.encoder, deletion="unit") != PRESETS["official"]:
+        raise CallRefused(
+            "usage",
+            file=package.folder,
+            expected="a package with the sizes of official",
+            found=f"one of preset {package.preset}",
+            advice="choose another package",
+        )
 
 
 def _load(file: Path) -> Mapping[Any, Any]:
@@ -342,4 +369,23 @@ embeddings say as provisional. Never use them for decisions about anyone's healt
 ## What the checkpoint held besides
 
 {ignored}
+"""
+
+
+def _started_card(name: str, official: Package) -> str:
+    return f"""# {name}
+
+**Untrained** in this form: a `base` encoder that starts from the weights of another package.
+
+|  |  |
+| --- | --- |
+| licence | that of the weights it starts from; see their card |
+| starts from | {official.name}, SHA-256 {official.sha256} |
+| preset | base |
+| channels | {", ".join(official.contract.channels)} |
+
+Patches span two frames instead of one: their kernel was repeated over both and halved, positions
+in time were averaged in pairs. All other weights are as they were. What it computes is close to
+what the other package does only where the signal hardly changes within 1.44 s, and background is
+left out token by token. It is the starting point of a training, for nothing else.
 """

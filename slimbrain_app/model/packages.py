@@ -32,7 +32,7 @@ from slimbrain_app.files import sha256_of, whole_folder
 from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
 from slimbrain_app.model.presets import CONTRACTS, PRESETS, EncoderSizes
-from slimbrain_app.records import Contract, ModelIdentity
+from slimbrain_app.records import Contract, ModelIdentity, Notice
 
 MODEL = "model.safetensors"
 EXTRACTOR = "extractor.safetensors"
@@ -49,7 +49,11 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """What ``config.json`` states. ``seed`` is that of the first weights, where it is known."""
+    """What ``config.json`` states.
+
+    ``seed`` is that of the first weights, where it is known; ``released`` says that they come from
+    a checkpoint of SLIM-Brain's authors.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -59,6 +63,7 @@ class Config:
     contract: Contract
     encoder: EncoderSizes
     extractor: ExtractorSizes | None = None
+    released: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +99,7 @@ class Package:
             sha256=self.sha256,
             trained=self.trained,
             contract=self.contract,
+            notices=_list_notices(self.config),
         )
 
 
@@ -105,7 +111,8 @@ def load_package(name_or_folder: str | Path, search: Sequence[Path] = ()) -> Pac
     name_or_folder : str or Path
         A name; or a folder, which is a Path or a text with a slash in it.
     search : sequence of Path
-        Folders that hold packages, looked through in this order before those installed.
+        Folders that hold packages, looked through in this order, before those fetched from a hub
+        and those installed.
 
     Raises
     ------
@@ -113,7 +120,7 @@ def load_package(name_or_folder: str | Path, search: Sequence[Path] = ()) -> Pac
         ``package-missing``; ``package-bad`` if a file is missing, damaged or not understood, or
         the weights are not those of the stated sizes.
     """
-    folder = _find(name_or_folder, [*search, installed_packages()])
+    folder = _find(name_or_folder, [*search, cached_packages(), installed_packages()])
     digests = _check_files(folder)
     config = _read_config(folder)
     if (EXTRACTOR in digests) != (config.extractor is not None):
@@ -125,7 +132,7 @@ def load_package(name_or_folder: str | Path, search: Sequence[Path] = ()) -> Pac
     return Package(
         name=folder.name,
         folder=folder,
-        sha256=_digest(digests),
+        sha256=digest_package(digests),
         config=config,
     )
 
@@ -214,9 +221,79 @@ def create_package(folder: Path, preset: str, seed: int = 0) -> Package:
     )
 
 
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 that a package states for each of its files, by plain file name.
+
+    Raises
+    ------
+    CallRefused
+        ``package-bad``.
+    """
+    file = folder / CHECKSUMS
+    if not file.is_file():
+        raise _bad(file, "the checksums of a whole package", "none", _AGAIN)
+    try:
+        digests = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _bad(file, "JSON", str(error), _AGAIN) from error
+    plain = isinstance(digests, dict) and all(
+        isinstance(digest, str) and Path(name).name == name for name, digest in digests.items()
+    )
+    if not plain:
+        raise _bad(file, "file names with their SHA-256", "something else", _AGAIN)
+    return dict(digests)
+
+
+def digest_package(digests: Mapping[str, str]) -> str:
+    """Return the SHA-256 that stands for a whole package, given that of each of its files."""
+    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def list_packages(search: Sequence[Path] = ()) -> list[Package | CallRefused]:
+    """Load every package in the folders that `load_package` looks through, in its order.
+
+    A damaged one is listed by what is wrong with it.
+    """
+    found: list[Package | CallRefused] = []
+    for place in (*search, cached_packages(), installed_packages()):
+        for config in sorted(place.glob(f"*/{CONFIG}")):
+            try:
+                found.append(load_package(config.parent))
+            except CallRefused as refusal:
+                found.append(refusal)
+    return found
+
+
+def cached_packages() -> Path:
+    """Return the folder with the packages that were fetched from a hub."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("slimbrain") / "models"
+
+
 def installed_packages() -> Path:
     """Return the folder with the packages that ship with SlimBrain."""
     return Path(str(files("slimbrain_app"))) / "data" / "models"
+
+
+def _list_notices(config: Config) -> tuple[Notice, ...]:
+    """Return what to know of the released weights, whose training is not documented."""
+    if not config.released:
+        return ()
+    assumed = Notice(
+        code="assumed-input",
+        message="orientation, template and scaling of the released model's input are assumed: "
+        "no known result has been reproduced yet",
+    )
+    if config.encoder.deletion != "token":
+        return (assumed,)
+    other = Notice(
+        code="other-deletion",
+        message="background is left out token by token, where the released model had all tokens "
+        "of a mask unit: its embeddings differ from those it was trained to give",
+    )
+    return (assumed, other)
 
 
 def _find(name_or_folder: str | Path, search: Sequence[Path]) -> Path:
@@ -252,7 +329,7 @@ def _check_replaceable(folder: Path) -> None:
 
 def _check_files(folder: Path) -> dict[str, str]:
     """Return the stated checksums after holding every file against its own."""
-    digests = _read_checksums(folder)
+    digests = read_checksums(folder)
     unlisted = {MODEL, CONFIG, CARD, *(file.name for file in folder.glob("*.safetensors"))}
     unlisted -= digests.keys()
     if unlisted:
@@ -266,22 +343,6 @@ def _check_files(folder: Path) -> dict[str, str]:
         if found != stated:
             raise _bad(folder / name, f"SHA-256 {stated}", found, _AGAIN)
     return digests
-
-
-def _read_checksums(folder: Path) -> dict[str, str]:
-    file = folder / CHECKSUMS
-    if not file.is_file():
-        raise _bad(file, "the checksums of a whole package", "none", _AGAIN)
-    try:
-        digests = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _bad(file, "JSON", str(error), _AGAIN) from error
-    plain = isinstance(digests, dict) and all(
-        isinstance(digest, str) and Path(name).name == name for name, digest in digests.items()
-    )
-    if not plain:
-        raise _bad(file, "file names with their SHA-256", "something else", _AGAIN)
-    return dict(digests)
 
 
 def _read_config(folder: Path) -> Config:
@@ -367,11 +428,6 @@ def _save_weights(network: nn.Module, file: Path, dtype: torch.dtype) -> None:
 
 def _write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _digest(digests: Mapping[str, str]) -> str:
-    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _bad(file: Path, expected: str, found: str, advice: str) -> CallRefused:

@@ -76,7 +76,7 @@ def make_plan(dataset: Path, output: Path, settings: ParticipantSettings) -> Pla
         dataset=dataset,
         output=output,
         participants=tuple(_sort_out(found, output, provenance)),
-        notices=notices,
+        notices=(*notices, *package.identity.notices),
         package=package,
         device=_choose_device(settings.compute.device),
         provenance=provenance,

@@ -24,6 +24,7 @@ SCOPES = {
     "## Warnings": Scope.WARNING,
     "## Calls refused": Scope.CALL,
 }
+MODELS = ("fetch", "create", "convert")
 # For each key another value than its default.
 OTHERS = {
     "model": "base",
@@ -95,7 +96,7 @@ def test_every_option_of_slimbrain_is_listed_once(pages):
     assert sorted(listed) == sorted(list_options(app.make_parser()))
 
 
-@pytest.mark.parametrize("words", [("simulate",), ("models", "create")])
+@pytest.mark.parametrize("words", [("simulate",), *(("models", name) for name in MODELS)])
 def test_every_option_of_the_tools_is_listed_once(pages, words):
     rows = pages["docs/reference/command-line.md"].rows(f"## slimbrain-tools {' '.join(words)}")
     assert sorted(read_options(rows)) == sorted(

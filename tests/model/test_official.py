@@ -138,11 +138,17 @@ def test_a_converted_package_is_official_trained_and_without_a_known_licence(wei
     assert "| licence | unknown" in (package.folder / "card.md").read_text()
 
 
-@pytest.mark.parametrize("deletion", ["none", "token"])
-def test_the_package_states_which_deletion_was_chosen(weights, tmp_path, deletion):
+@pytest.mark.parametrize(
+    ("deletion", "codes"),
+    [("none", ["assumed-input"]), ("token", ["assumed-input", "other-deletion"])],
+)
+def test_the_chosen_deletion_is_stated_and_an_untrained_one_warned_about(
+    weights, tmp_path, deletion, codes
+):
     file = save(released(weights), tmp_path)
     package, _ = convert_checkpoint(file, tmp_path / "slim", deletion)
     assert package.config.encoder.deletion == deletion
+    assert [notice.code for notice in package.identity.notices] == codes
     export_checkpoint(package, tmp_path / "back.pth")
     assert_same(read_checkpoint(tmp_path / "back.pth").weights, weights)
 
