@@ -9,8 +9,6 @@ import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-import pytest
-
 import slimbrain_app
 from slimbrain_app.bids.sidecars import COLUMNS
 from slimbrain_app.cli import parser as app
@@ -24,7 +22,6 @@ SCOPES = {
     "## Warnings": Scope.WARNING,
     "## Calls refused": Scope.CALL,
 }
-MODELS = ("fetch", "create", "convert")
 # For each key another value than its default.
 OTHERS = {
     "model": "base",
@@ -77,14 +74,6 @@ def list_options(parser: argparse.ArgumentParser) -> set[str]:
     return {option for action in parser._actions for option in action.option_strings}
 
 
-def find_command(*words: str) -> argparse.ArgumentParser:
-    parser = tools.make_parser()
-    for word in words:
-        (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-        parser = commands.choices[word]
-    return parser
-
-
 def read_options(rows) -> list[str]:
     """Return the options named in the first cells."""
     named = [span.split()[0] for row in rows for span in spans(row[0])]
@@ -96,25 +85,26 @@ def test_every_option_of_slimbrain_is_listed_once(pages):
     assert sorted(listed) == sorted(list_options(app.make_parser()))
 
 
-@pytest.mark.parametrize("words", [("simulate",), *(("models", name) for name in MODELS)])
-def test_every_option_of_the_tools_is_listed_once(pages, words):
-    rows = pages["docs/reference/command-line.md"].rows(f"## slimbrain-tools {' '.join(words)}")
-    assert sorted(read_options(rows)) == sorted(
-        list_options(find_command(*words)) - {"-h", "--help"}
-    )
+def test_every_command_of_the_tools_has_a_section_with_its_options(pages):
+    page = pages["docs/reference/command-line.md"]
+    commands = dict(list_commands(tools.make_parser(), "slimbrain-tools"))
+    assert sorted(re.findall(r"^## (slimbrain-tools .+)$", page.text, re.M)) == sorted(commands)
+    for name, parser in commands.items():
+        listed = read_options(page.rows(f"## {name}"))
+        assert sorted(listed) == sorted(list_options(parser) - {"-h", "--help"}), name
 
 
-def test_every_command_of_the_tools_has_a_section(pages):
-    def list_commands(parser, words):
-        commands = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-        for name, child in itertools.chain(*(action.choices.items() for action in commands)):
-            yield from list_commands(child, (*words, name))
-        if not commands:
-            yield " ".join(words)
+def list_commands(parser, name):
+    """Yield each command without commands below it, and its parser."""
+    below = [action.choices for action in parser._actions if is_choice_of_commands(action)]
+    for word, child in itertools.chain(*(choices.items() for choices in below)):
+        yield from list_commands(child, f"{name} {word}")
+    if not below:
+        yield name, parser
 
-    text = pages["docs/reference/command-line.md"].text
-    sections = set(re.findall(r"^## (slimbrain-tools .+)$", text, re.MULTILINE))
-    assert sections == set(list_commands(tools.make_parser(), ("slimbrain-tools",)))
+
+def is_choice_of_commands(action) -> bool:
+    return isinstance(action, argparse._SubParsersAction)
 
 
 def test_defaults_of_the_simulation_are_the_listed_ones(pages):
