@@ -31,6 +31,8 @@ Array = NDArray[np.float32]
 CLIP = 4.0
 _LEVELS = 127
 _LIMIT = 10.0
+# In volumes: a frame that rounding alone puts outside the run is inside.
+_ROUNDING = 1e-6
 # Volumes on either side of a slice: the spline's memory has faded to 1.4e-7 there.
 _REACH = 12
 # Frame times on either side of a volume that the low-pass takes in.
@@ -59,8 +61,7 @@ def write_record(folder: Path, record: PreparedRun, making: dict[str, Any]) -> N
 
 def count_frames(prepared: PreparedRun, frame_time: float) -> int:
     """Return how many frames lie in [0, (volumes - 1) TR]: nothing is extrapolated."""
-    # The margin keeps a frame that rounding alone would put beyond the last volume.
-    return int((prepared.volumes - 1) * prepared.tr / frame_time + 1e-6) + 1
+    return _frames_in(prepared.volumes, prepared.tr, frame_time)
 
 
 def read_frames(
@@ -121,7 +122,7 @@ def cell_means(prepared: PreparedRun, edge: int = 8) -> tuple[Array, NDArray[np.
 
 def interpolate(series: NDArray[np.floating], tr: float, frame_time: float) -> Array:
     """Bring a whole series (volumes, columns) to model time, shape (frames, columns)."""
-    frames = int((len(series) - 1) * tr / frame_time + 1e-6) + 1
+    frames = _frames_in(len(series), tr, frame_time)
     weights, _ = _time_weights(len(series), tr, 0, frames, frame_time)
     return np.asarray(weights @ series, np.float32)
 
@@ -168,6 +169,10 @@ def write_signal_header(stream: BinaryIO, volumes: int, voxels: int) -> None:
     np.lib.format.write_array_header_1_0(stream, header)
 
 
+def _frames_in(volumes: int, tr: float, frame_time: float) -> int:
+    return int(((volumes - 1) + _ROUNDING) * tr / frame_time) + 1
+
+
 def _cells_of(prepared: PreparedRun, edge: int) -> NDArray[np.intp]:
     shape = model_grid().shape
     places = np.unravel_index(np.load(prepared.folder / "voxels.npy"), shape)
@@ -180,7 +185,7 @@ def _time_weights(
 ) -> tuple[NDArray[np.float64], slice]:
     """Return the matrix (frames, volumes of the slice) that makes frames, and the slice."""
     position = np.asarray((start + np.arange(count)) * (frame_time / tr), np.float64)
-    if position[0] < 0 or position[-1] > volumes - 1 + 1e-6:
+    if position[0] < -_ROUNDING or position[-1] > volumes - 1 + _ROUNDING:
         raise ValueError(f"frames {start} to {start + count - 1} are not all inside the run")
     lowpass = _lowpass(tr, frame_time)
     reach = _REACH + len(lowpass) // 2
