@@ -71,7 +71,8 @@ def sample_rows(series: Series, placement: Placement, first: int, rows: Rows, th
     empty = []
     for stored, sampled in _sample_batches(series, placement, first, rows, threads):
         for volume, row in zip(stored.reshape(len(stored), -1), sampled, strict=True):
-            if row.max() == row.min() == 0:
+            # Every 64th tells in no time for nearly all.
+            if not (row[::64].any() or row.any()):
                 empty.append(gaps.watched)
             stillness.watch(volume)
             if not gaps.watch(volume):

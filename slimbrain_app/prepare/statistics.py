@@ -19,6 +19,7 @@ class Moments:
     def __init__(self, voxels: int) -> None:
         self._count = 0
         self._origin = np.zeros(voxels, np.float32)
+        self._shifted = np.empty(voxels, np.float32)
         self._few = np.zeros((2, voxels), np.float32)
         self._sums = np.zeros((2, voxels))
 
@@ -28,7 +29,7 @@ class Moments:
             self._origin = row.copy()
         # Around the first row, sums stay small and lose no digits; a few fit into float32,
         # which is twice as fast.
-        shifted = row - self._origin
+        shifted = np.subtract(row, self._origin, out=self._shifted)
         self._few[0] += shifted
         shifted *= shifted
         self._few[1] += shifted

@@ -153,11 +153,12 @@ def quantise(rows: Array, mean: Array, scale: Array) -> tuple[NDArray[np.int8], 
     levels = np.empty(rows.shape, np.int8)
     clipped = 0
     # Row by row, so that each step finds the last one's result in the processor's cache.
+    steps, within = np.empty_like(mean), np.empty_like(mean)
     for row, level in zip(rows, levels, strict=True):
-        steps = row - mean
-        steps *= inverse
+        np.subtract(row, mean, out=steps)
+        np.multiply(steps, inverse, out=steps)
         np.rint(steps, out=steps)
-        within = np.clip(steps, -_LEVELS, _LEVELS)
+        np.clip(steps, -_LEVELS, _LEVELS, out=within)
         clipped += int(np.count_nonzero(steps != within))
         level[:] = within
     return levels, clipped
