@@ -129,11 +129,18 @@ def read_settings(path: Path | None, overrides: Mapping[str, Any]) -> Participan
     Raises
     ------
     CallRefused
-        ``settings-bad``: not TOML, an unknown key, or a value out of its range; all are listed.
+        ``settings-bad`` if the file isn't TOML, has an unknown key, or a value out of its range;
+        ``usage`` if an override is. All faults are listed.
     """
+    table = _read_table(path) if path else {}
+    if path:
+        _validate(table, "settings-bad", path)
+    return _validate(_merged(table, overrides), "usage", "command line")
+
+
+def _validate(table: Mapping[str, Any], reason: str, place: object) -> ParticipantSettings:
     from pydantic import TypeAdapter, ValidationError
 
-    table = _merged(_read_table(path) if path else {}, overrides)
     try:
         # JSON mode is strict about types, yet takes lists for tuples and 2 for 2.0.
         return TypeAdapter(ParticipantSettings).validate_json(
@@ -146,8 +153,8 @@ def read_settings(path: Path | None, overrides: Mapping[str, Any]) -> Participan
         ]
         known = [key.name for key in fields(ParticipantSettings)]
         raise CallRefused(
-            "settings-bad",
-            file=path or "command line",
+            reason,
+            file=place,
             expected="known keys with values in their range",
             found="; ".join(faults),
             advice=f"correct them; the top keys are {', '.join(known)}",
@@ -177,11 +184,7 @@ def _read_table(path: Path) -> dict[str, Any]:
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
-        if isinstance(value, Mapping):
-            # What stands in place of a table is kept, to be refused.
-            table = result.get(key, {})
-            value = _merged(table, value) if isinstance(table, Mapping) else table
-        result[key] = value
+        result[key] = _merged(result.get(key, {}), value) if isinstance(value, Mapping) else value
     return result
 
 

@@ -178,10 +178,12 @@ def test_value_in_place_of_a_table_is_refused_though_the_command_line_has_the_ta
         read(folder, "rank = 3", {"rank": {"mode": "first"}})
 
 
-def test_fault_on_the_command_line_is_said_to_be_there() -> None:
+@pytest.mark.parametrize("content", [None, "[rank]\nwindows = 3"])
+def test_fault_on_the_command_line_is_said_to_be_there(folder: Path, content: str | None) -> None:
+    overrides = {"rank": {"windows": 0}}
     with pytest.raises(CallRefused) as refused:
-        read_settings(None, {"rank": {"windows": 0}})
-    assert refused.value.file == "command line"
+        read(folder, content, overrides) if content else read_settings(None, overrides)
+    assert (refused.value.reason, refused.value.file) == ("usage", "command line")
 
 
 @pytest.mark.parametrize("content", [b"seed = ", b"\xff\xfe", b"[rank\n"])

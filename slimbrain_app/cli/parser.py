@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,14 @@ def _add_ignored(parser: Parser) -> None:
             option, action="append_const", dest="ignored", const=option, help=argparse.SUPPRESS
         )
     for option in ("--fs-license-file", "--bids-database-dir"):
-        parser.add_argument(option, help=argparse.SUPPRESS)
+        name_it = partial(_name, option)
+        parser.add_argument(
+            option, action="append", dest="ignored", type=name_it, help=argparse.SUPPRESS
+        )
+
+
+def _name(option: str, _: str) -> str:
+    return option
 
 
 def _describe_version() -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from slimbrain_app.workflow.plan import Plan
 
 VERBS = ("prepare", "rank", "encode", "write")
+LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}
 STYLES = {"done": "green", "current": "dim", "refused": "bold red"}
 WORDS = {"done": "done", "current": "up to date", "refused": "refused"}
 
@@ -35,9 +36,9 @@ class Terminal:
         self.quiet = verbosity < 0
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
         self.results = Console(highlight=False, soft_wrap=True)
-        if verbosity > 0:
-            level = logging.DEBUG if verbosity > 1 else logging.INFO
-            logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+        log = logging.StreamHandler()
+        log.setLevel(LEVELS.get(verbosity, logging.DEBUG))
+        logging.basicConfig(handlers=[log], format="%(levelname)s %(name)s: %(message)s")
 
     def say(self, text: str) -> None:
         if not self.quiet:

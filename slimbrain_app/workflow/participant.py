@@ -169,6 +169,7 @@ def _make_call(plan: Plan, limits: Limits, command: Sequence[str], logs: Path, w
 def _log_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    LOGGER.setLevel(logging.INFO)
     LOGGER.addHandler(handler)
     try:
         yield

@@ -90,6 +90,12 @@ def test_one_call_writes_what_is_promised_and_nothing_else(finished):
     assert FILES - found == set(), "expected, not found"
 
 
+def test_log_tells_when_each_step_ended(finished):
+    (log,) = finished[0].glob("logs/*/slimbrain.log")
+    verbs = [line.split()[-2] for line in log.read_text().splitlines() if line.endswith(RUN)]
+    assert verbs == ["prepare", "rank", "encode", "write"]
+
+
 def test_untrained_weights_are_called_so_wherever_they_speak(finished):
     output, result = finished
     assert "UNTRAINED" in result.stderr
@@ -207,7 +213,7 @@ def test_dry_run_exits_as_the_real_run_would(one_person, tmp_path):
         (["{data}", "{out}", "participant", "--model", "tinny"], 78, ["tinny", "tiny"]),
         (["{data}", "{out}", "participant", "--config", "{data}/README"], 78, ["settings-bad"]),
         (["{data}", "{out}", "participant", "--windows", "0"], 64, ["--windows"]),
-        (["{data}", "{out}", "participant", "--tr", "40"], 78, ["tr"]),
+        (["{data}", "{out}", "participant", "--tr", "40"], 64, ["tr"]),
         (["{data}", "{out}", "participant", "--device", "cuda:9"], 69, ["device-missing"]),
         (["{data}", "{out}"], 64, ["analysis_level"]),
     ],

@@ -104,3 +104,9 @@ def test_the_list_of_options_is_the_one_promised():
     assert (
         sorted(option for action in parser._actions for option in action.option_strings) == OPTIONS
     )
+
+
+def test_options_of_fmriprep_without_a_meaning_here_are_noted():
+    words = ["--notrack", "--fs-license-file", "x", "--skip-bids-validation"]
+    parsed = make_parser().parse_strictly([*POSITIONALS, *words])
+    assert parsed.ignored == ["--notrack", "--fs-license-file", "--skip-bids-validation"]
