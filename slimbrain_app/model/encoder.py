@@ -8,10 +8,13 @@ tokens that exist are computed.
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from slimbrain_app.model.packing import Packing, Pooling
 from slimbrain_app.model.presets import EncoderSizes
@@ -93,11 +96,17 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The encoder of a preset's sizes, its weights drawn from ``seed``."""
+    """The encoder of a preset's sizes, its weights drawn from ``seed``.
+
+    Three things change what it costs and, but for rounding, nothing else: ``checkpointing`` keeps
+    only what goes into each block, and computes the rest again on the way back; `compile_maps`;
+    and torch's autocast around a call. Embeddings are in the precision of the weights with each.
+    """
 
     def __init__(self, sizes: EncoderSizes, seed: int = 0) -> None:
         super().__init__()
         self.sizes = sizes
+        self.checkpointing = False
         places = math.prod(sizes.grid[1:])
         self.pos_embed_spatial = nn.Parameter(torch.zeros(1, places, sizes.width))
         self.pos_embed_temporal = nn.Parameter(torch.zeros(1, sizes.grid[0], sizes.width))
@@ -122,19 +131,57 @@ class Encoder(nn.Module):
             Mean over a view's final cells, then LayerNorm.
         """
         cells = self.encode_cells(patches, table)
-        means = [view.mean(0) for view in torch.split(cells, list(table.lengths))]
-        embeddings: Tensor = self.encoder_norm(torch.stack(means))
+        views = torch.split(cells.to(self.encoder_norm.weight.dtype), list(table.lengths))
+        embeddings: Tensor = self.encoder_norm(torch.stack([view.mean(0) for view in views]))
         return embeddings
+
+    def map_cells(self, patches: Tensor, table: TokenTable) -> Tensor:
+        """Return the final cells, each normed by itself: (cells, embedding width).
+
+        For what asks where: targets of a training, explanations. Their mean is not the embedding,
+        whose norm comes after the mean.
+        """
+        mapped: Tensor = self.encoder_norm(self.encode_cells(patches, table))
+        return mapped
 
     def encode_cells(self, patches: Tensor, table: TokenTable) -> Tensor:
         """Return the final cells before the mean and the norm: (cells, embedding width)."""
+        return deque(self._run_stages(patches, table), maxlen=1).pop()
+
+    def encode_stages(self, patches: Tensor, table: TokenTable) -> tuple[Tensor, ...]:
+        """Return what each stage ends with: (tokens or cells, the stage's width), first to last.
+
+        `reroll` puts them back into place, with the stage's level of the table.
+        """
+        return tuple(self._run_stages(patches, table))
+
+    def compile_maps(self, backend: str = "inductor") -> None:
+        """Compile what is the same for every table: the MLPs.
+
+        Attention is left as it is: a run's mask decides into how many pieces it is packed, so it
+        would have to be compiled for each run.
+        """
+        for module in self.blocks.modules():
+            if isinstance(module, Mlp):
+                module.compile(dynamic=True, backend=backend)
+
+    def _run_stages(self, patches: Tensor, table: TokenTable) -> Iterator[Tensor]:
         tokens: Tensor = self.patch_embed(patches) + self._positions(table.tokens)
         blocks = iter(self.blocks)
         for depth, stage in zip(self.sizes.depths, table.stages, strict=True):
-            tokens = next(blocks)(tokens, stage.pooling, stage.entry)
+            tokens = self._run(next(blocks), tokens, stage.pooling, stage.entry)
             for _ in range(depth - 1):
-                tokens = next(blocks)(tokens, None, stage.within)
-        return tokens
+                tokens = self._run(next(blocks), tokens, None, stage.within)
+            yield tokens
+
+    def _run(
+        self, block: nn.Module, tokens: Tensor, pooling: Pooling | None, packing: Packing
+    ) -> Tensor:
+        if self.checkpointing:
+            kept: Tensor = checkpoint(block, tokens, pooling, packing, use_reentrant=False)
+            return kept
+        result: Tensor = block(tokens, pooling, packing)
+        return result
 
     def _positions(self, tokens: Tensor) -> Tensor:
         places = self.pos_embed_spatial.shape[1]

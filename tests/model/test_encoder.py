@@ -364,3 +364,88 @@ def test_the_dense_cost_is_as_documented(preset):
 def test_base_costs_an_eighth_of_official(template_brain):
     brain_only = count_gflop(PRESETS["base"], keep_brain(template_brain, PRESETS["base"]))
     assert brain_only < GFLOP["official"] / 8
+
+
+def test_stages_end_on_their_own_level_and_the_last_with_the_final_cells(small, some, generator):
+    encoder, table = Encoder(small), build_table(some, small)
+    patches = draw_patches(table, generator)
+    stages = encoder.encode_stages(patches, table)
+    shapes = [tuple(stage.shape) for stage in stages]
+    cells = [len(level.cells) for level in table.levels]
+    assert shapes == [(cells[0], 8), (cells[1], 16), (cells[2], 32), (cells[2], 64)]
+    assert torch.equal(stages[-1], encoder.encode_cells(patches, table))
+
+
+def test_a_stage_is_what_its_blocks_make_of_the_one_before(small, some, generator):
+    encoder, table = Encoder(small), build_table(some, small)
+    _, second, third, _ = encoder.encode_stages(draw_patches(table, generator), table)
+    stage = table.stages[2]
+    again = encoder.blocks[3](second, stage.pooling, stage.entry)
+    assert torch.equal(encoder.blocks[4](again, None, stage.within), third)
+
+
+def test_mapped_cells_are_normed_one_by_one(small, some, generator):
+    encoder, table = Encoder(small), build_table(some, small)
+    mapped = encoder.map_cells(draw_patches(table, generator), table)
+    assert_close(mapped.mean(1), torch.zeros(len(mapped)), rtol=0, atol=1e-5)
+    assert_close(mapped.var(1, correction=0), torch.ones(len(mapped)), rtol=1e-3, atol=0)
+
+
+def measure_step(encoder, patches, table, slopes):
+    """Return the embedding, the gradients, and the bytes that autograd kept between."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        embedding = encoder(patches, table)
+    gradients = torch.autograd.grad((embedding * slopes).sum(), list(encoder.parameters()))
+    return embedding, gradients, sum(kept.values())
+
+
+def assert_close_in_norm(one, other, share):
+    assert (one - other).norm() <= share * other.norm()
+
+
+def test_checkpointing_changes_what_is_kept_and_nothing_else(small, some, generator):
+    encoder, table = Encoder(small), build_table(some, small)
+    patches = draw_patches(table, generator)
+    slopes = torch.randn(1, small.embedding_width, generator=generator)
+    embedding, gradients, kept = measure_step(encoder, patches, table, slopes)
+    encoder.checkpointing = True
+    again, gradients_again, kept_again = measure_step(encoder, patches, table, slopes)
+    assert torch.equal(embedding, again)
+    assert all(map(torch.equal, gradients, gradients_again))
+    assert kept_again < 0.5 * kept
+
+
+# Torch's own compiler looks at every attribute of what it is given.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_maps_change_the_rounding_only(small, some, generator):
+    encoder, table = Encoder(small), build_table(some, small)
+    patches = draw_patches(table, generator)
+    slopes = torch.randn(1, small.embedding_width, generator=generator)
+    embedding, gradients, _ = measure_step(encoder, patches, table, slopes)
+    encoder.compile_maps("aot_eager")
+    again, gradients_again, _ = measure_step(encoder, patches, table, slopes)
+    assert encoder.blocks[0].mlp._compiled_call_impl is not None
+    assert_close(again, embedding, rtol=0, atol=1e-5)
+    for one, other in zip(gradients_again, gradients, strict=True):
+        assert_close_in_norm(one, other, 1e-5)
+
+
+@pytest.mark.parametrize("preset", REDUCED)
+def test_bfloat16_stays_within_a_fiftieth_and_the_embedding_in_float32(preset, generator):
+    sizes = REDUCED[preset]
+    encoder, kept = Encoder(sizes, seed=1), torch.ones(sizes.grid, dtype=torch.bool)
+    table = build_table(kept, sizes)
+    patches = draw_patches(table, generator)
+    with torch.inference_mode():
+        embedding = encoder(patches, table)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = encoder(patches, table)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, embedding)
+    assert_close_in_norm(rounded, embedding, 2e-2)
