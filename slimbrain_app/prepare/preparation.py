@@ -20,18 +20,19 @@ from slimbrain_app.prepare.grid import model_grid
 from slimbrain_app.prepare.placement import Placement, place_run, require_coverage
 from slimbrain_app.prepare.reading import open_series
 from slimbrain_app.prepare.rows import Pass, Rows, mend_gaps, sample_rows
-from slimbrain_app.prepare.statistics import Gaps
+from slimbrain_app.prepare.statistics import Gaps, moments_of
 from slimbrain_app.records import Contract, Notice, PreparedRun, Run
 from slimbrain_app.settings import Prepare
 
 Array = NDArray[np.float32]
+Moment = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 _COVERAGE_NOTICED = 0.85
 _GAPS_ALLOWED = 0.01
 _SHORTEST_EDGE, _LONGEST_EDGE = 0.5, 6.0
 _FORMAT = 1
-_BLOCK = 4
+_BLOCK = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,10 @@ def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: floa
             passed = sample_rows(series, placement, dummy_scans, rows, threads)
             _judge_volumes(run, passed, dummy_scans)
             mend_gaps(passed, series.header, placement, rows)
-            voxels = _settle_voxels(run, passed, placement)
+            # A row of the middle, since the first ones may be brighter.
+            origin = rows.part(volumes // 2, 1)[0].copy()
+            moments = moments_of(origin, rows.parts(_BLOCK), threads)
+            voxels = _settle_voxels(run, passed, placement, *moments)
             clipped = _write_signal(temporary, rows, voxels, threads)
         spare.unlink(missing_ok=True)
         record = _record(run, folder, confounds, placement, passed, voxels, clipped)
@@ -159,7 +163,9 @@ def _gappy_volumes(gaps: Gaps) -> Iterator[int]:
                 yield volume
 
 
-def _settle_voxels(run: Run, passed: Pass, placement: Placement) -> _Voxels:
+def _settle_voxels(
+    run: Run, passed: Pass, placement: Placement, mean: Moment, deviation: Moment
+) -> _Voxels:
     """Leave out voxels that were never finite, still those that never changed."""
     # Without gaps nothing was watched for them.
     dead = placement.brain[np.flatnonzero(passed.gaps.dead())]
@@ -169,7 +175,7 @@ def _settle_voxels(run: Run, passed: Pass, placement: Placement) -> _Voxels:
     mask[mask] = kept
     coverage = require_coverage(run, mask)
     moving = ~np.isin(placement.nearest, constant)[kept]
-    mean, deviation = (values[kept] for values in passed.moments.settle())
+    mean, deviation = mean[kept], deviation[kept]
     step = store.step_of(np.where(moving, deviation, 0))
     if not step.any():
         raise RunRefused(

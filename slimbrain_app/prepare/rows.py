@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from slimbrain_app.prepare import parallel
 from slimbrain_app.prepare.placement import Placement
 from slimbrain_app.prepare.reading import Header, Series
-from slimbrain_app.prepare.statistics import Gaps, Moments, Stillness
+from slimbrain_app.prepare.statistics import Gaps, Stillness
 
 Array = NDArray[np.float32]
 
@@ -55,7 +55,6 @@ class Rows:
 class Pass:
     """What one pass over a series saw, besides its rows."""
 
-    moments: Moments
     stillness: Stillness
     gaps: Gaps
     empty: tuple[int, ...]
@@ -63,7 +62,6 @@ class Pass:
 
 def sample_rows(series: Series, placement: Placement, first: int, rows: Rows, threads: int) -> Pass:
     """Read all volumes from ``first`` on, once, and fill their rows."""
-    moments = Moments(rows.voxels)
     stillness = Stillness(placement.stored)
     # Whole numbers have no gaps: nothing needs to be watched.
     can_gap = series.header.dtype.kind == "f"
@@ -75,9 +73,8 @@ def sample_rows(series: Series, placement: Placement, first: int, rows: Rows, th
             if not (row[::64].any() or row.any()):
                 empty.append(gaps.watched)
             stillness.watch(volume)
-            if not gaps.watch(volume):
-                moments.add(row)
-    return Pass(moments, stillness, gaps, tuple(empty))
+            gaps.watch(volume)
+    return Pass(stillness, gaps, tuple(empty))
 
 
 def _sample_batches(
@@ -132,4 +129,3 @@ def mend_gaps(passed: Pass, header: Header, placement: Placement, rows: Rows) ->
         placement.sampler.sample([lost], missing)
         row = rows.part(volume, 1)
         row += missing
-        passed.moments.add(row[0])

@@ -2,52 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slimbrain_app.prepare import parallel
+
 Array = NDArray[np.float32]
 
-_FEW = 8
 _ROUNDING = 1e-6
+# Columns of a block of rows that fit into the processor's cache together with what is made of them.
+CHUNK = 1 << 13
 
 
-class Moments:
-    """Mean and deviation of each voxel, from rows that are seen once."""
+def moments_of(
+    origin: Array, parts: Iterable[Array], threads: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return each voxel's mean and deviation over all rows (volumes, voxels).
 
-    def __init__(self, voxels: int) -> None:
-        self._count = 0
-        self._origin = np.zeros(voxels, np.float32)
-        self._shifted = np.empty(voxels, np.float32)
-        self._few = np.zeros((2, voxels), np.float32)
-        self._sums = np.zeros((2, voxels))
+    Parameters
+    ----------
+    origin : ndarray, shape (voxels,)
+        A row: around it sums stay small and lose no digits, so that those of a part fit into
+        float32.
+    parts : iterable of ndarray, shape (some volumes, voxels)
+        All rows. Where they are cut may change the last bit.
 
-    def add(self, row: Array) -> None:
-        """Take in one row (voxels,); in what batches rows come makes no difference."""
-        if not self._count:
-            self._origin = row.copy()
-        # Around the first row, sums stay small and lose no digits; a few fit into float32,
-        # which is twice as fast.
-        shifted = np.subtract(row, self._origin, out=self._shifted)
-        self._few[0] += shifted
-        shifted *= shifted
-        self._few[1] += shifted
-        self._count += 1
-        if self._count % _FEW == 0:
-            self._flush()
+    Returns
+    -------
+    mean, deviation : ndarray, shape (voxels,)
+        The deviation is 0 where only rounding makes a difference.
+    """
+    count, sums = 0, np.zeros((2, len(origin)))
+    for size, some in parallel.map_in_order(partial(_sum_around, origin), parts, threads):
+        count += size
+        sums += some
+    shift, squares = sums / count
+    mean = origin + shift
+    deviation = np.sqrt(np.maximum(squares - shift**2, 0))
+    return mean, np.where(deviation > _ROUNDING * np.abs(mean), deviation, 0)
 
-    def settle(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return each voxel's mean and deviation, 0 where only rounding makes a difference."""
-        self._flush()
-        shift, squares = self._sums / self._count
-        mean = self._origin + shift
-        deviation = np.sqrt(np.maximum(squares - shift**2, 0))
-        return mean, np.where(deviation > _ROUNDING * np.abs(mean), deviation, 0)
 
-    def _flush(self) -> None:
-        self._sums += self._few
-        self._few[:] = 0
+def _sum_around(origin: Array, rows: Array) -> tuple[int, Array]:
+    """Return how many rows there are, and the sums of their differences and of the squares."""
+    sums = np.empty((2, len(origin)), np.float32)
+    for first in range(0, len(origin), CHUNK):
+        chunk = slice(first, first + CHUNK)
+        shifted = rows[:, chunk] - origin[chunk]
+        np.sum(shifted, axis=0, out=sums[0, chunk])
+        np.einsum("ij,ij->j", shifted, shifted, out=sums[1, chunk])
+    return len(rows), sums
 
 
 class Stillness:
@@ -84,19 +91,17 @@ class Gaps:
         self._sum = np.zeros(len(voxels))
         self.watched = 0
 
-    def watch(self, volume: NDArray[Any]) -> bool:
-        """Take in the next volume, flat; return whether it has gaps."""
+    def watch(self, volume: NDArray[Any]) -> None:
+        """Take in the next volume, flat."""
         # As float32, in which it is sampled: what is too large for that is a gap as well.
         with np.errstate(over="ignore"):
             numbers = volume[self._voxels].astype(np.float32)
         finite = np.isfinite(numbers)
-        whole = bool(finite.all())
-        if not whole:
+        if not finite.all():
             self._flags[self.watched] = np.packbits(~finite)
             numbers[~finite] = 0
         self._sum += numbers
         self.watched += 1
-        return not whole
 
     @property
     def volumes(self) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from slimbrain_app import files
 from slimbrain_app.prepare.grid import model_grid
 from slimbrain_app.prepare.spline import interpolation_matrix
+from slimbrain_app.prepare.statistics import CHUNK
 from slimbrain_app.records import Channel, Notice, PreparedRun
 
 Array = NDArray[np.float32]
@@ -152,15 +153,14 @@ def quantise(rows: Array, mean: Array, scale: Array) -> tuple[NDArray[np.int8], 
     np.divide(1, scale, out=inverse, where=scale > 0)
     levels = np.empty(rows.shape, np.int8)
     clipped = 0
-    # Row by row, so that each step finds the last one's result in the processor's cache.
-    steps, within = np.empty_like(mean), np.empty_like(mean)
-    for row, level in zip(rows, levels, strict=True):
-        np.subtract(row, mean, out=steps)
-        np.multiply(steps, inverse, out=steps)
+    for first in range(0, len(mean), CHUNK):
+        chunk = slice(first, first + CHUNK)
+        steps = rows[:, chunk] - mean[chunk]
+        steps *= inverse[chunk]
         np.rint(steps, out=steps)
-        np.clip(steps, -_LEVELS, _LEVELS, out=within)
+        within = np.clip(steps, -_LEVELS, _LEVELS)
         clipped += int(np.count_nonzero(steps != within))
-        level[:] = within
+        levels[:, chunk] = within
     return levels, clipped
 
 
