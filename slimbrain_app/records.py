@@ -140,7 +140,7 @@ class Contract:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedRun:
-    """A run's brain voxels on the model grid, on disk in ``folder`` (decision 11).
+    """A run's brain voxels on the model grid, on disk in ``folder``.
 
     Attributes
     ----------
