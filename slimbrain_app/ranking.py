@@ -354,8 +354,12 @@ def _divide(numerator: Floats, denominator: Floats) -> Floats:
 
 def _reduce(series: Floats) -> Floats:
     """Project onto the run's leading principal components."""
-    _, axes = np.linalg.eigh(series.T @ series)
-    components: Floats = series @ axes[:, -COMPONENTS:]
+    from scipy.linalg import eigh
+
+    cells = series.shape[1]
+    leading = (max(cells - COMPONENTS, 0), cells - 1)
+    _, axes = eigh(series.T @ series, subset_by_index=leading)
+    components: Floats = series @ axes
     return components
 
 

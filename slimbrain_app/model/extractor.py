@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -283,15 +283,31 @@ def score_windows(
         raise ValueError(f"windows must be whole numbers of {sizes.frames} frames")
     tokens, present = cut_tokens(series, cell_index, sizes)
     hidden = hide_cells(present, len(tokens), sizes.views)
-    steady = copy.deepcopy(extractor).to("cpu", torch.float64).eval()
+    steady = prune_cells(extractor, present).to("cpu", torch.float64).eval()
     with torch.inference_mode():
         return judge_fast(
             steady,
-            steady.read(tokens, hidden, frame_time),
+            steady.read(tokens[..., present], hidden[:, present], frame_time),
             torch.from_numpy(starts // sizes.frames),
             window // sizes.frames,
             probes,
         )
+
+
+def prune_cells(extractor: TemporalExtractor, present: Tensor) -> TemporalExtractor:
+    """Return a copy that knows the existing cells only, and says the same of them.
+
+    Parameters
+    ----------
+    extractor : TemporalExtractor
+    present : Tensor of bool, shape (cells,)
+    """
+    pruned = copy.deepcopy(extractor)
+    pruned.sizes = replace(extractor.sizes, cells=int(present.sum()))
+    pruned.frame_map.weight = nn.Parameter(extractor.frame_map.weight[:, present])
+    pruned.cell_map.weight = nn.Parameter(extractor.cell_map.weight[present])
+    pruned.cell_map.bias = nn.Parameter(extractor.cell_map.bias[present])
+    return pruned
 
 
 def judge_fast(
