@@ -3,7 +3,7 @@
 The idea is I-JEPA's (Assran and others 2023, arXiv 2301.08243), which SLIM-Brain (arXiv
 2512.21881) takes to fMRI: the context encoder sees what is visible, the predictor guesses what a
 target encoder makes of the hidden cells, and the target encoder follows the context encoder
-slowly. Kinds of targets and their equal weight are our choice.
+slowly. Kinds of targets, their equal weight and the centre are our choice.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ class JepaSettings:
         return self.last_momentum - (self.last_momentum - self.first_momentum) * left
 
 
+# Share of the centre that stays from batch to batch, as in DINO (Caron and others 2021, arXiv
+# 2104.14294). Without a centre both encoders agree on a vector common to all cells within a
+# hundred steps, normalised targets hardly differ any more, and the loss is next to nothing.
+_CENTRE_MOMENTUM = 0.9
+
 _LARGE = JepaSettings(predictor=PredictorSizes(width=256, depth=6, heads=4))
 JEPA: Mapping[str, JepaSettings] = MappingProxyType(
     {
@@ -69,7 +74,14 @@ class Jepa(Objective):
     settings : JepaSettings
     seed : int
         Of the predictor's first weights.
+
+    Attributes
+    ----------
+    centre : Tensor, shape (width,)
+        Running mean of the targets over the batches of a training.
     """
+
+    centre: Tensor
 
     def __init__(self, encoder: Encoder, settings: JepaSettings, seed: int = 0) -> None:
         super().__init__()
@@ -77,6 +89,7 @@ class Jepa(Objective):
         self.settings = settings
         self.context = encoder
         self.target = copy.deepcopy(encoder).requires_grad_(False).eval()
+        self.register_buffer("centre", torch.zeros(width))
         self.predictor = Predictor(settings.predictor, encoder.sizes.final_grid, width, width, seed)
 
     @property
@@ -92,7 +105,10 @@ class Jepa(Objective):
 
     def forward(self, batch: Batch) -> Loss:
         guesses = self.predictor(encode_context(self.context, batch), batch.layout).float()
-        cells, truths = self.find_truths(batch)
+        cells, targets = self.encode_targets(batch)
+        if self.training:
+            self.centre.lerp_(targets.mean(0), 1 - _CENTRE_MOMENTUM)
+        truths = functional.layer_norm(targets - self.centre, self.centre.shape)
         errors = batch.targets.average(compare(guesses, truths), batch.views)
         return Loss(
             total=(errors @ errors.new_tensor(self.settings.weights)).sum(),
@@ -102,11 +118,10 @@ class Jepa(Objective):
         )
 
     @torch.no_grad()
-    def find_truths(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return all final cells of the target encoder, and the normalised targets among them."""
+    def encode_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return all final cells of the target encoder, and the targets among them, normed."""
         cells = self.target.encode_cells(batch.patches, batch.whole)
-        targets = self.target.encoder_norm(cells[batch.targets.rows]).float()
-        return cells, functional.layer_norm(targets, targets.shape[1:])
+        return cells, self.target.encoder_norm(cells[batch.targets.rows]).float()
 
     def end_step(self, share: float) -> None:
         self.update_target(self.settings.momentum(share))

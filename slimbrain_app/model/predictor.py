@@ -10,7 +10,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from slimbrain_app.model.encoder import EPSILON, Block, draw_weights
+from slimbrain_app.model.encoder import EPSILON, Block
 from slimbrain_app.model.packing import Packing, pack_attention
 from slimbrain_app.model.presets import Axes
 
@@ -83,7 +83,7 @@ class Predictor(nn.Module):
             )
             self.norm = nn.LayerNorm(width, eps=EPSILON)
             self.project = nn.Linear(width, width_out)
-        draw_weights(self, seed)
+        self._draw_weights(seed)
 
     def forward(self, given: Tensor, layout: Layout) -> Tensor:
         """Return (asked, width out), given (given, width in)."""
@@ -94,6 +94,20 @@ class Predictor(nn.Module):
             tokens = block(tokens, None, layout.packing)
         predicted: Tensor = self.project(self.norm(tokens[layout.asked]))
         return predicted
+
+    def _draw_weights(self, seed: int) -> None:
+        """Draw maps so that they keep the variance of what they are given; biases are 0.
+
+        The encoder's fixed deviation of 0.02 suits widths near 1,000. At a width of 96 attention
+        would start uniform, and take long to become anything else.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.trunc_normal_(self.mask_token, std=0.02, generator=generator)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                deviation = module.in_features**-0.5
+                nn.init.normal_(module.weight, std=deviation, generator=generator)
+                nn.init.zeros_(module.bias)
 
 
 def lay_out(given: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> Layout:

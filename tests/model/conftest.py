@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -18,6 +18,15 @@ from slimbrain_app.model.tokens import build_table, gather_patches, keep_brain
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20251125)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Spare small networks the threads, which cost more than they bring, on a busy machine most."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

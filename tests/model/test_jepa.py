@@ -17,17 +17,19 @@ from slimbrain_app.model.masking import CONTEXT
 from slimbrain_app.model.objective import encode_context
 from slimbrain_app.model.predictor import PredictorSizes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = JepaSettings(predictor=PredictorSizes(width=16, depth=2, heads=2))
 
 
 @pytest.fixture
 def jepa(fine) -> Jepa:
-    """Context and target encoder differ, as they do from the first step on."""
+    """Context and target encoder differ, as they do from the first step on; the centre rests."""
     jepa = Jepa(Encoder(fine, seed=1), SETTINGS, seed=2)
     with torch.no_grad():
         for parameter in jepa.context.parameters():
             parameter.add_(0.01)
-    return jepa
+    return jepa.eval()
 
 
 @pytest.fixture
@@ -44,6 +46,10 @@ class Answer(nn.Module):
 
     def forward(self, given, layout):
         return self.answer
+
+
+def find_truths(jepa, batch):
+    return jepa(batch).evidence.truths
 
 
 def with_hidden(view, sizes, value):
@@ -138,7 +144,7 @@ def test_momentum_rises_as_a_cosine():
 
 def test_a_perfect_prediction_has_no_loss(jepa, views, fine):
     batch = collate_views(views, fine)
-    jepa.predictor = Answer(jepa.find_truths(batch)[1])
+    jepa.predictor = Answer(find_truths(jepa, batch))
     assert jepa(batch).total == 0
 
 
@@ -148,7 +154,7 @@ def test_kinds_weigh_equally_whatever_their_size(jepa, views, fine, kind):
     sizes = batch.targets.kinds.bincount()
     assert len(sizes.unique()) > 1
     wrong = (batch.targets.kinds == kind).float()[:, None]
-    jepa.predictor = Answer(jepa.find_truths(batch)[1] + 2 * wrong)
+    jepa.predictor = Answer(find_truths(jepa, batch) + 2 * wrong)
     loss = jepa(batch)
     # Smooth L1 of 2 is 1.5.
     assert_close(loss.total / loss.views, torch.tensor(1.5 / 3))
@@ -208,3 +214,33 @@ def test_context_and_target_share_no_memory(jepa):
 def test_presets_have_their_predictors(preset, sizes):
     assert (JEPA[preset].predictor.width, JEPA[preset].predictor.depth) == sizes
     assert JEPA["official"] == JEPA["base"]
+
+
+def test_what_all_targets_share_is_not_predicted(jepa, views, fine):
+    batch = collate_views(views, fine)
+    jepa.train()
+    for _ in range(100):
+        before = find_truths(jepa, batch)
+    assert_close(jepa.centre, jepa.encode_targets(batch)[1].mean(0), rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        jepa.target.encoder_norm.bias.add_(torch.linspace(-3, 3, len(jepa.centre)))
+    assert not torch.isclose(find_truths(jepa, batch), before, atol=0.5).all()
+    for _ in range(150):
+        after = find_truths(jepa, batch)
+    assert_close(after, before, rtol=1e-3, atol=1e-3)
+
+
+def test_the_centre_rests_in_evaluation(jepa, views, fine):
+    centre = jepa.centre.clone()
+    jepa(collate_views(views, fine))
+    assert torch.equal(jepa.centre, centre)
+    jepa.train()(collate_views(views, fine))
+    assert not torch.equal(jepa.centre, centre)
+
+
+def test_a_checkpoint_holds_all_that_a_later_step_needs(jepa, views, fine):
+    batch = collate_views(views, fine)
+    jepa.train()(batch)
+    other = Jepa(Encoder(fine, seed=8), SETTINGS, seed=9)
+    other.load_state_dict(jepa.state_dict())
+    assert torch.equal(other(batch).total, jepa(batch).total)

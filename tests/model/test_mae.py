@@ -16,6 +16,8 @@ from slimbrain_app.model.masking import CONTEXT
 from slimbrain_app.model.predictor import PredictorSizes
 from slimbrain_app.model.presets import PRESETS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = MaeSettings(decoder=PredictorSizes(width=16, depth=1, heads=2))
 
 
