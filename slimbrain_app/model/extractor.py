@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from torch.nn import functional
 
 Shares = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-PROBES = 32
+# All tokens of a run up to 15 minutes: fast is exact there. On simulated runs of 29 and 58 minutes
+# the order has a rank correlation of 0.99 and 0.97 with the exact one; 32 were not enough.
+PROBES = 240
 AT_ONCE = 8
 PERIODS = (4.0, 4096.0)
 
@@ -72,6 +74,41 @@ class Reading:
     hidden: Tensor
     queries: Tensor
     states: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Misfit:
+    """Errors of filled-in cells, told from what is decoded, without filling them in.
+
+    Cells are a linear map of what is decoded, so the squared error over hidden cells is a
+    quadratic form in it. Its matrix is the same for all tokens that hide the same cells; what
+    belongs to a token's own signal is worked out once.
+
+    Attributes
+    ----------
+    views : Tensor of int, shape (tokens,)
+        Which of the forms is a token's.
+    forms : Tensor, shape (views, width + 1, width + 1)
+        The last row and column are the bias's.
+    slopes : Tensor, shape (tokens, frames, width + 1)
+    squares, counts : Tensor, shape (tokens,)
+        Sum of a token's squared hidden values, and their number.
+    """
+
+    views: Tensor
+    forms: Tensor
+    slopes: Tensor
+    squares: Tensor
+    counts: Tensor
+
+    def errors(self, decoded: Tensor, takers: Tensor) -> Tensor:
+        """Return mean squared errors, (...), given (..., frames, width) and places (...)."""
+        decoded = functional.pad(decoded, (0, 1), value=1)
+        squares = self.squares[takers] - 2 * (decoded * self.slopes[takers]).sum((-2, -1))
+        for view, form in enumerate(self.forms):
+            chosen = self.views[takers] == view
+            squares[chosen] += ((decoded[chosen] @ form) * decoded[chosen]).sum((-2, -1))
+        return squares / self.counts[takers]
 
 
 class TokenBlock(nn.Module):
@@ -151,13 +188,17 @@ class TemporalExtractor(nn.Module):
         -------
         Tensor, shape (..., frames, cells)
         """
+        cells: Tensor = self.cell_map(self.decode(queries, state))
+        return cells
+
+    def decode(self, queries: Tensor, state: Tensor) -> Tensor:
+        """Return what `predict` maps to cells, (..., frames, width)."""
         heads = self._split(self.query(self.norm(queries)))
         sums = (_feature(heads).unsqueeze(-2) @ state.to(queries.dtype)).squeeze(-2)
         attended = sums[..., :-1] / sums[..., -1:].clamp(min=torch.finfo(sums.dtype).tiny)
         tokens = self.decoder(queries + self.project(attended.flatten(-2)))
-        frames = self.part(tokens).reshape(*tokens.shape[:-1], self.sizes.frames, -1)
-        cells: Tensor = self.cell_map(frames)
-        return cells
+        decoded: Tensor = self.part(tokens)
+        return decoded.reshape(*tokens.shape[:-1], self.sizes.frames, -1)
 
     def errors(self, reading: Reading, takers: Tensor, state: Tensor) -> Tensor:
         """Return each taker's mean squared error over its hidden cells, given a state.
@@ -283,31 +324,29 @@ def score_windows(
         raise ValueError(f"windows must be whole numbers of {sizes.frames} frames")
     tokens, present = cut_tokens(series, cell_index, sizes)
     hidden = hide_cells(present, len(tokens), sizes.views)
-    steady = prune_cells(extractor, present).to("cpu", torch.float64).eval()
+    steady = copy.deepcopy(extractor).to("cpu", torch.float64).eval()
     with torch.inference_mode():
         return judge_fast(
             steady,
-            steady.read(tokens[..., present], hidden[:, present], frame_time),
+            steady.read(tokens, hidden, frame_time),
             torch.from_numpy(starts // sizes.frames),
             window // sizes.frames,
             probes,
         )
 
 
-def prune_cells(extractor: TemporalExtractor, present: Tensor) -> TemporalExtractor:
-    """Return a copy that knows the existing cells only, and says the same of them.
-
-    Parameters
-    ----------
-    extractor : TemporalExtractor
-    present : Tensor of bool, shape (cells,)
-    """
-    pruned = copy.deepcopy(extractor)
-    pruned.sizes = replace(extractor.sizes, cells=int(present.sum()))
-    pruned.frame_map.weight = nn.Parameter(extractor.frame_map.weight[:, present])
-    pruned.cell_map.weight = nn.Parameter(extractor.cell_map.weight[present])
-    pruned.cell_map.bias = nn.Parameter(extractor.cell_map.bias[present])
-    return pruned
+def measure_misfit(extractor: TemporalExtractor, reading: Reading) -> Misfit:
+    """Prepare to tell errors of a reading's tokens."""
+    hides, views = torch.unique(reading.hidden, dim=0, return_inverse=True)
+    mapping = torch.cat([extractor.cell_map.weight, extractor.cell_map.bias[:, None]], dim=1)
+    hidden = reading.tokens * reading.hidden[:, None]
+    return Misfit(
+        views=views,
+        forms=torch.stack([mapping[cells].T @ mapping[cells] for cells in hides]),
+        slopes=hidden @ mapping,
+        squares=hidden.square().sum((1, 2)),
+        counts=reading.hidden.sum(1) * extractor.sizes.frames,
+    )
 
 
 def judge_fast(
@@ -328,16 +367,19 @@ def judge_fast(
     """
     everyone = torch.arange(len(reading.tokens))
     total = reading.states.sum(0)
-    alone = _in_parts(
-        everyone, lambda some: extractor.errors(reading, some, torch.zeros_like(total))
-    )
+    misfit = measure_misfit(extractor, reading)
+
+    def errors(takers: Tensor, state: Tensor) -> Tensor:
+        return misfit.errors(extractor.decode(reading.queries[takers], state), takers)
+
+    alone = errors(everyone, torch.zeros_like(total))
 
     def judge(some: Tensor) -> Tensor:
         inside = some[:, None] + torch.arange(length)
         outside = spread_probes(some, length, len(everyone), probes)
         own = reading.states[inside].sum(1)
-        inward = extractor.errors(reading, inside, (total - own).unsqueeze(1))
-        outward = extractor.errors(reading, outside, own.unsqueeze(1))
+        inward = errors(inside, (total - own).unsqueeze(1))
+        outward = errors(outside, own.unsqueeze(1))
         return torch.stack([_gain(inward, alone[inside]), _gain(outward, alone[outside])], dim=1)
 
     inward, outward = _in_parts(firsts, judge).unbind(1)

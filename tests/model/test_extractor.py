@@ -19,7 +19,7 @@ from slimbrain_app.model.extractor import (
     hide_cells,
     judge_exactly,
     judge_fast,
-    prune_cells,
+    measure_misfit,
     score_windows,
     spread_probes,
 )
@@ -239,14 +239,11 @@ def test_every_parameter_learns_from_one_step() -> None:
     assert all(weights.grad.abs().sum() > 0 for weights in extractor.parameters())
 
 
-def test_pruned_to_the_existing_cells_it_says_the_same_of_them() -> None:
-    extractor = TemporalExtractor(SMALL, seed=1)
-    tokens, present = cut_tokens(make_series(), PRESENT, SMALL)
-    hidden = hide_cells(present, len(tokens), SMALL.views)
-    whole = extractor.read(tokens.float(), hidden, 0.72)
-    pruned = prune_cells(extractor, present)
-    part = pruned.read(tokens[..., present].float(), hidden[:, present], 0.72)
-    everyone, state = torch.arange(len(tokens)), whole.states[:2].sum(0)
-    expected = extractor.errors(whole, everyone, state)
-    torch.testing.assert_close(pruned.errors(part, everyone, state), expected)
-    torch.testing.assert_close(part.states, whole.states)
+def test_errors_are_told_without_filling_cells_in() -> None:
+    extractor = TemporalExtractor(SMALL, seed=1).double()
+    torch.nn.init.normal_(extractor.cell_map.bias)
+    reading = read(extractor, make_series())
+    takers, state = torch.tensor([[3, 4, 5], [0, 27, 3]]), reading.states[:2].sum(0)
+    decoded = extractor.decode(reading.queries[takers], state)
+    told = measure_misfit(extractor, reading).errors(decoded, takers)
+    torch.testing.assert_close(told, extractor.errors(reading, takers, state))
