@@ -111,7 +111,7 @@ class Jepa(Objective):
         truths = functional.layer_norm(targets - self.centre, self.centre.shape)
         errors = batch.targets.average(compare(guesses, truths), batch.views)
         return Loss(
-            total=(errors @ errors.new_tensor(self.settings.weights)).sum(),
+            total=(errors * errors.new_tensor(self.settings.weights)).sum(),
             views=batch.views,
             kinds=errors.detach().sum(0),
             evidence=Evidence(cells, batch.whole.lengths, truths, guesses.detach(), batch.targets),

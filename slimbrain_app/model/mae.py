@@ -68,7 +68,7 @@ class Mae(Objective):
         errors = average_squares(guesses.reshape(truths.shape), truths, exist)
         kinds = batch.targets.average(errors, batch.views)
         return Loss(
-            total=(kinds @ kinds.new_tensor(self.settings.weights)).sum(),
+            total=(kinds * kinds.new_tensor(self.settings.weights)).sum(),
             views=batch.views,
             kinds=kinds.detach().sum(0),
         )

@@ -19,6 +19,8 @@ from slimbrain_app.model.objective import Evidence, compare
 _ROWS = 4096
 # A spread this share of its first value, or a rank this share of the width, is a collapse.
 _LEAST_SPREAD, _LEAST_RANK = 0.01, 0.05
+# A guess that comes this close to a mean is no better: smooth L1 has its least not at the mean.
+_NO_BETTER = 0.99
 # The first spread is that of step 100, or after a tenth of all steps if these are few.
 _SETTLED, _SETTLED_SHARE = 100, 0.1
 
@@ -165,11 +167,11 @@ def find_alarms(readings: Sequence[Reading], width: int, warm_up: int, steps: in
         )
     if last.cell_rank < _LEAST_RANK * width:
         alarms.append(f"Target features lie in {last.cell_rank:.1f} directions of {width}.")
-    if last.step > warm_up and last.over_constant >= 1:
+    if last.step > warm_up and last.over_constant >= _NO_BETTER:
         alarms.append(
             f"Predictions are no better than a constant: {last.over_constant:.3f} of its loss."
         )
-    if last.step >= steps and last.over_position >= 1:
+    if last.step >= steps and last.over_position >= _NO_BETTER:
         alarms.append(
             "Predictions are no better than the mean target at each place: "
             f"{last.over_position:.3f} of its loss."

@@ -244,3 +244,12 @@ def test_a_checkpoint_holds_all_that_a_later_step_needs(jepa, views, fine):
     other = Jepa(Encoder(fine, seed=8), SETTINGS, seed=9)
     other.load_state_dict(jepa.state_dict())
     assert torch.equal(other(batch).total, jepa(batch).total)
+
+
+def test_the_loss_is_taken_in_float32_whatever_the_network_computes_in(jepa, views, fine):
+    batch = collate_views(views, fine)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = jepa(batch)
+    assert loss.evidence.cells.dtype == torch.bfloat16
+    assert loss.total.dtype == torch.float32
+    assert_close(loss.total, jepa(batch).total, rtol=2e-2, atol=0)

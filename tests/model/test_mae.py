@@ -164,3 +164,11 @@ def test_the_encoder_is_what_is_kept_and_context_cells_are_what_it_reads(mae, vi
     context = batch.context.levels[-1]
     labels = torch.stack([view.mask.labels.flatten() for view in views])
     assert (labels[context.views, context.cells] == CONTEXT).all()
+
+
+def test_the_loss_is_taken_in_float32_whatever_the_network_computes_in(mae, views, fine):
+    batch = collate_views(views, fine)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = mae(batch)
+    assert loss.total.dtype == torch.float32
+    assert_close(loss.total, mae(batch).total, rtol=2e-2, atol=0)

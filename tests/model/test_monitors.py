@@ -75,7 +75,7 @@ def test_a_predictor_of_the_mean_is_noticed_after_the_warm_up_only(healthy):
     reading = watch(mean)[0]
     assert reading.over_constant == pytest.approx(1)
     judged = [
-        find_alarms([replace(reading, step=step, over_constant=1.0)], WIDTH, WARM_UP, STEPS)
+        find_alarms([replace(reading, step=step, over_constant=0.995)], WIDTH, WARM_UP, STEPS)
         for step in (WARM_UP, WARM_UP + 1)
     ]
     assert judged[0] == []
