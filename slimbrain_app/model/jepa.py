@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from slimbrain_app.model.batches import Batch
 from slimbrain_app.model.encoder import Encoder
-from slimbrain_app.model.objective import Evidence, Loss, Objective, compare, encode_context
+from slimbrain_app.model.objective import Evidence, Loss, Objective, compare
 from slimbrain_app.model.predictor import Predictor, PredictorSizes
 
 
@@ -104,7 +104,8 @@ class Jepa(Objective):
         return self
 
     def forward(self, batch: Batch) -> Loss:
-        guesses = self.predictor(encode_context(self.context, batch), batch.layout).float()
+        context = self.context.map_cells(batch.patches[batch.seen], batch.context)
+        guesses = self.predictor(context, batch.layout).float()
         cells, targets = self.encode_targets(batch)
         if self.training:
             self.centre.lerp_(targets.mean(0), 1 - _CENTRE_MOMENTUM)

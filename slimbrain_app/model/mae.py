@@ -15,7 +15,7 @@ from torch import Tensor
 
 from slimbrain_app.model.batches import Batch
 from slimbrain_app.model.encoder import Encoder
-from slimbrain_app.model.objective import Loss, Objective, encode_context
+from slimbrain_app.model.objective import Loss, Objective
 from slimbrain_app.model.predictor import Predictor, PredictorSizes
 from slimbrain_app.model.presets import EncoderSizes
 from slimbrain_app.model.tokens import reroll
@@ -63,7 +63,8 @@ class Mae(Objective):
         return self.encoder
 
     def forward(self, batch: Batch) -> Loss:
-        guesses = self.decoder(encode_context(self.encoder, batch), batch.layout).float()
+        context = self.encoder.map_cells(batch.patches[batch.seen], batch.context)
+        guesses = self.decoder(context, batch.layout).float()
         truths, exist = find_signal(batch, self.encoder.sizes)
         errors = average_squares(guesses.reshape(truths.shape), truths, exist)
         kinds = batch.targets.average(errors, batch.views)

@@ -76,10 +76,3 @@ class Objective(nn.Module, ABC):
 def compare(guesses: Tensor, truths: Tensor) -> Tensor:
     """Return the smooth L1 error (beta 1) of each row, its mean over the width."""
     return functional.smooth_l1_loss(guesses, truths, reduction="none").mean(1)
-
-
-def encode_context(encoder: Encoder, batch: Batch) -> Tensor:
-    """Return the context's final cells, normed one by one: (context cells, width)."""
-    cells = encoder.encode_cells(batch.patches[batch.seen], batch.context)
-    normed: Tensor = encoder.encoder_norm(cells)
-    return normed

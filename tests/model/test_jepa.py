@@ -14,7 +14,6 @@ from slimbrain_app.model.batches import collate_views, spread_cells
 from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.jepa import JEPA, Jepa, JepaSettings, follow
 from slimbrain_app.model.masking import CONTEXT
-from slimbrain_app.model.objective import encode_context
 from slimbrain_app.model.predictor import PredictorSizes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,7 +68,10 @@ def test_hidden_voxels_do_not_reach_context_or_predictions(jepa, views, fine, va
         for some in (views, [with_hidden(view, fine, value) for view in views])
     )
     assert not torch.equal(before.patches, after.patches)
-    contexts = [encode_context(jepa.context, batch) for batch in (before, after)]
+    contexts = [
+        jepa.context.map_cells(batch.patches[batch.seen], batch.context)
+        for batch in (before, after)
+    ]
     assert torch.equal(*contexts)
     assert torch.equal(*(jepa.predictor(given, before.layout) for given in contexts))
 
