@@ -55,23 +55,22 @@ ARTEFACTS: Mapping[str, Callable[[np.random.Generator], Floats]] = {
     "noise": lambda draw: draw.standard_normal(WINDOW),
 }
 STRENGTHS = (3.0, 10.0, 30.0)
+LENGTHS = (300, 600, 1200)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--skip", choices=("extractor", "artefacts"))
-    parser.add_argument(
-        "--frames", type=int, default=2400, help="of the runs tried; a quarter with artefacts"
-    )
+    parser.add_argument("--frames", type=int, default=2400, help="of the runs without artefacts")
     parser.add_argument("--training", type=int, default=12, help="runs to train the extractor on")
     parser.add_argument("--passes", type=int, default=20)
-    parser.add_argument("--trials", type=int, default=6, help="runs tried, of each kind")
+    parser.add_argument("--trials", type=int, default=8, help="runs tried, of each kind")
     options = parser.parse_args()
     if options.skip != "extractor":
         extractor = train_extractor(options.training, options.passes)
         compare_probes(extractor, options.trials, options.frames)
     if options.skip != "artefacts":
-        compare_combinations(options.trials, options.frames // 4)
+        compare_combinations(options.trials)
 
 
 def simulate_cells(seed: int, frames: int) -> tuple[Floats, NDArray[np.int64]]:
@@ -156,17 +155,19 @@ def compare_probes(extractor: TemporalExtractor, trials: int, frames: int) -> No
         )
 
 
-def compare_combinations(trials: int, frames: int) -> None:
+def compare_combinations(trials: int) -> None:
     """Print in how many runs each way of joining the shares puts a planted artefact last."""
-    starts, last = list_starts(frames), Counter[str]()
-    kinds = list(product(ARTEFACTS, STRENGTHS, range(trials)))
-    for number, (kind, strength, _) in enumerate(kinds):
+    last = Counter[str]()
+    kinds = list(product(ARTEFACTS, STRENGTHS, LENGTHS, range(trials)))
+    for number, (kind, strength, frames, _) in enumerate(kinds):
+        starts = list_starts(frames)
         place = int(starts[len(starts) // 3])
         cells = plant_artefact(simulate_cells(number, frames)[0], kind, strength, place, number)
         shares = subspace_shares(standardise(cells), starts, WINDOW)
         for name, scores in combine_all(*shares).items():
             hit = abs(int(starts[np.argmin(scores)]) - place) < WINDOW
-            last.update({name: hit, f"{name}, {kind}": hit, f"{name}, {strength:g}": hit})
+            groups = (kind, f"strength {strength:g}", f"{frames} frames")
+            last.update({name: hit} | {f"{name}, {group}": hit for group in groups})
     print(f"an artefact, or a window that overlaps it, is last, of {len(kinds)} runs:")
     for name, count in last.items():
         if "," not in name:
