@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from slimbrain_app.errors import REASONS, SlimBrainError
+from slimbrain_app.errors import REASONS, Exit, SlimBrainError, worst
 
 if TYPE_CHECKING:
     import numpy as np
@@ -269,6 +270,21 @@ class RunStatus:
     spent: tuple[tuple[str, float], ...] = ()
     peak_mib: float = 0.0
 
+    @classmethod
+    def of_refusal(cls, refusal: Refusal) -> RunStatus:
+        return cls(run=refusal.run, state="refused", refusal=refusal)
+
     @property
     def seconds(self) -> float:
         return sum(seconds for _, seconds in self.spent)
+
+
+def decide_exit(refusals: Sequence[Refusal], runs: int) -> int:
+    """Return the one exit code for all ``runs``, of which some were refused.
+
+    Without the content of a single BOLD file it is that of missing input.
+    """
+    codes = {refusal.code for refusal in refusals}
+    if len(refusals) == runs and codes == {"missing-content"}:
+        return Exit.NO_INPUT
+    return worst(refusal.exit_code for refusal in refusals)

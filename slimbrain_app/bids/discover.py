@@ -42,7 +42,7 @@ from slimbrain_app.bids.spaces import (
     parse_wish,
     space_of,
 )
-from slimbrain_app.errors import CallRefused, Exit, RunRefused, worst
+from slimbrain_app.errors import CallRefused, RunRefused
 from slimbrain_app.records import Notice, Refusal, Run
 from slimbrain_app.settings import Prepare, Select
 
@@ -63,17 +63,6 @@ class Found:
     runs: tuple[Run, ...] = ()
     refused: tuple[Refusal, ...] = ()
     seen_bold: bool = False
-
-    @property
-    def exit_code(self) -> int:
-        """The call's exit code as far as finding decides it.
-
-        Without the content of a single BOLD file it is that of missing input.
-        """
-        nothing_there = all(refusal.code == "missing-content" for refusal in self.refused)
-        if self.refused and not self.runs and nothing_there:
-            return Exit.NO_INPUT
-        return worst(refusal.exit_code for refusal in self.refused)
 
 
 @dataclass(frozen=True, slots=True)

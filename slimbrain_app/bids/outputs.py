@@ -77,19 +77,12 @@ def write_run(
 
 def is_whole(output: Path, run: Run, contract: Contract) -> bool:
     """Whether an earlier call wrote ``run`` to the end, and nothing has changed it since."""
-    facts = read_facts(output, run, contract)
-    try:
-        return bool(facts) and all(
-            sha256_of(output / name) == digest for name, digest in facts["Outputs"].items()
-        )
-    except (OSError, KeyError, AttributeError):
-        return False
+    return _outputs_agree(output, read_facts(output, run, contract))
 
 
 def is_current(output: Path, run: Run, provenance: Provenance) -> bool:
     """Whether an earlier call wrote ``run`` from the same inputs, settings and model."""
-    contract = provenance.model.contract
-    facts = read_facts(output, run, contract)
+    facts = read_facts(output, run, provenance.model.contract)
     try:
         return (
             bool(facts)
@@ -97,7 +90,7 @@ def is_current(output: Path, run: Run, provenance: Provenance) -> bool:
             and facts["Model"]["SHA256"] == provenance.model.sha256
             and inputs_agree(run, facts["InputChecksums"])
             and _has_extras(output, run, provenance)
-            and is_whole(output, run, contract)
+            and _outputs_agree(output, facts)
         )
     except (KeyError, TypeError):
         return False  # Written by a version that said less.
@@ -163,6 +156,15 @@ def _copy_folder(source: Path, target: Path) -> None:
     with whole_folder(target) as temporary:
         for file in source.iterdir():
             shutil.copyfile(file, temporary / file.name)
+
+
+def _outputs_agree(output: Path, facts: Mapping[str, Any]) -> bool:
+    try:
+        return bool(facts) and all(
+            sha256_of(output / name) == digest for name, digest in facts["Outputs"].items()
+        )
+    except (OSError, KeyError, AttributeError):
+        return False
 
 
 def _has_extras(output: Path, run: Run, provenance: Provenance) -> bool:

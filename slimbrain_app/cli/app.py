@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from slimbrain_app.cli.arguments import normalise
 from slimbrain_app.cli.parser import make_parser, make_settings
-from slimbrain_app.errors import CallRefused, Exit, worst
+from slimbrain_app.errors import CallRefused, Exit
 
 if TYPE_CHECKING:
     from slimbrain_app.records import RunStatus
@@ -54,14 +54,14 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     plan = make_plan(dataset, output, settings)
     terminal.show_plan(plan, notices)
     if options.dry_run:
-        return decide_exit(terminal.show_dry_run(plan))
+        return _exit_code(terminal.show_dry_run(plan))
 
     from slimbrain_app.workflow.participant import carry_out
 
     with terminal.progress(plan) as watch:
         statuses = carry_out(plan, options.work_dir, anonymise(words), watch)
     terminal.show_results(plan, statuses)
-    return decide_exit(statuses)
+    return _exit_code(statuses)
 
 
 def anonymise(words: Sequence[str]) -> list[str]:
@@ -69,9 +69,7 @@ def anonymise(words: Sequence[str]) -> list[str]:
     return ["slimbrain", *(Path(word).name if word.startswith("/") else word for word in words)]
 
 
-def decide_exit(statuses: Sequence[RunStatus]) -> int:
-    """Return one code for all runs. If not one BOLD's content is there, the input is missing."""
-    refusals = [status.refusal for status in statuses if status.refusal]
-    if len(refusals) == len(statuses) and {r.code for r in refusals} == {"missing-content"}:
-        return Exit.NO_INPUT
-    return worst(refusal.exit_code for refusal in refusals)
+def _exit_code(statuses: Sequence[RunStatus]) -> int:
+    from slimbrain_app.records import decide_exit
+
+    return decide_exit([status.refusal for status in statuses if status.refusal], len(statuses))

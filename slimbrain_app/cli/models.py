@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from slimbrain_app.cli.arguments import Parser
 from slimbrain_app.errors import CallRefused
+from slimbrain_app.model.presets import PRESETS, Deletion
 
 if TYPE_CHECKING:
     from slimbrain_app.model.packages import Package
@@ -69,7 +70,7 @@ def _fetch_model(options: argparse.Namespace) -> None:
 
 def _add_create(actions: Actions) -> None:
     parser = actions.add_parser("create", help="make an untrained package from a preset")
-    parser.add_argument("preset", choices=("tiny", "base", "official"))
+    parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("folder", type=Path, help="a new folder; its name is the package's")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--seed", type=int, default=0, help="of the first weights; default: 0")
@@ -107,7 +108,7 @@ def _add_convert(actions: Actions) -> None:
     parser.add_argument("folder", type=Path, help="a new folder; its name is the package's")
     parser.add_argument(
         "--deletion",
-        choices=("unit", "none", "token"),
+        choices=get_args(Deletion),
         default="unit",
         help="what is left out where there is no brain: whole mask units, nothing, or single "
         "tokens, which the weights were not trained for; default: unit",

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from slimbrain_app import __version__
 from slimbrain_app.cli.arguments import LEVELS, Parser, count_or_all, gigabytes, label, memory
+from slimbrain_app.settings import Overwrite, ParticipantSettings, Ranking, read_settings
 
 if TYPE_CHECKING:
     from slimbrain_app.records import Notice
-    from slimbrain_app.settings import ParticipantSettings
 
-RANKINGS = ("mutual", "representative", "novelty", "random", "uniform", "first")
 # Which option makes which setting: table and key.
 SETTINGS = {
     "model": ("model",),
@@ -99,7 +98,7 @@ def _add_processing(group: argparse._ArgumentGroup) -> None:
         help="selected windows per run, or all (default: 8)",
     )
     group.add_argument(
-        "--ranking", choices=RANKINGS, help="what orders the windows (default: mutual)"
+        "--ranking", choices=get_args(Ranking), help="what orders the windows (default: mutual)"
     )
     group.add_argument(
         "--views", type=int, metavar="N", help="encoder inputs per selected window (default: 1)"
@@ -143,7 +142,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--overwrite",
-        choices=("never", "changed", "always"),
+        choices=get_args(Overwrite),
         help="which finished runs are done again (default: changed)",
     )
     group.add_argument(
@@ -224,8 +223,6 @@ def _describe_version() -> str:
 
 def make_settings(options: argparse.Namespace) -> tuple[ParticipantSettings, tuple[Notice, ...]]:
     """Merge defaults, ``--config`` and the command line; notices come from the filter file."""
-    from slimbrain_app.settings import read_settings
-
     given: dict[str, Any] = {}
     for option, (*tables, key) in SETTINGS.items():
         if (value := getattr(options, option)) is not None:

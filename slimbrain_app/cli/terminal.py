@@ -70,7 +70,7 @@ class Terminal:
                 statuses.append(RunStatus(run=run.name, state="current"))
                 self.results.print(escape(f"would skip    {run.name}: up to date"))
             for refusal in participant.refused:
-                statuses.append(RunStatus(run=refusal.run, state="refused", refusal=refusal))
+                statuses.append(RunStatus.of_refusal(refusal))
                 self.results.print(
                     escape(f"would refuse  {refusal.run}: {refusal.code}: {refusal.message}")
                 )

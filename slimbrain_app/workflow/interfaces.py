@@ -126,7 +126,7 @@ class Encode(Step):
 
 
 class Write(Step):
-    """Write the run's outputs and draw its figures."""
+    """Write the run's outputs; its figures are drawn with the report."""
 
     def advance(self, state: RunState, call: Call) -> RunState:
         from slimbrain_app.bids.outputs import write_run

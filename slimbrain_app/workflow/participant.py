@@ -56,26 +56,33 @@ def carry_out(
     """
     open_output(plan.output, plan.dataset)
     with ExitStack() as stack:
-        free = [p for p in plan.participants if _take(p, plan.output, stack)]
-        locked = [p for p in plan.participants if p not in free]
+        free: list[Participant] = []
+        locked: list[RunStatus] = []
+        for participant in plan.participants:
+            if refusal := _take(participant, plan.output, stack):
+                locked += _list_locked(participant, refusal)
+            else:
+                free.append(participant)
         untold = [p for p in free if not _is_told(p, plan.output)]
         if untold:
             _work_on(untold, plan, work_dir, command, watch)
         if not plan.provenance.settings.select.participants:
             join_status(plan.output)
-    told = [status for p in free for status in _tell(p, plan.output, worked=p in untold)]
-    return (*told, *(status for p in locked for status in _list_locked(p)))
+    worked = {participant.label for participant in untold}
+    told = [status for p in free for status in _tell(p, plan.output, worked=p.label in worked)]
+    return (*told, *locked)
 
 
-def _take(participant: Participant, output: Path, stack: ExitStack) -> bool:
-    """Lock a participant until the stack closes, and clear up before and after."""
+def _take(participant: Participant, output: Path, stack: ExitStack) -> RunRefused | None:
+    """Lock a participant until the stack closes, clearing up before and after; or say why not."""
+    name = f"sub-{participant.label}"
     try:
-        stack.enter_context(lock(_place_lock(participant, output), participant.label))
-    except RunRefused:
-        return False
+        stack.enter_context(lock(output / "logs" / f"{name}.lock", name))
+    except RunRefused as error:
+        return error
     _clear_up(participant, output)
     stack.callback(_clear_up, participant, output)
-    return True
+    return None
 
 
 def _clear_up(participant: Participant, output: Path) -> None:
@@ -87,21 +94,10 @@ def _clear_up(participant: Participant, output: Path) -> None:
         remove_leftovers(folder)
 
 
-def _place_lock(participant: Participant, output: Path) -> Path:
-    return output / "logs" / f"sub-{participant.label}.lock"
-
-
-def _list_locked(participant: Participant) -> Iterator[RunStatus]:
+def _list_locked(participant: Participant, error: RunRefused) -> Iterator[RunStatus]:
     for run in participant.todo:
-        refusal = Refusal(
-            run=run.name,
-            code="locked",
-            file=run.relative(run.bold),
-            expected="to be alone on this participant",
-            found="another process at work on it",
-            advice="wait for it, then start again",
-        )
-        yield RunStatus(run=run.name, state="refused", refusal=refusal)
+        refusal = replace(Refusal.of(run.name, error), file=run.relative(run.bold))
+        yield RunStatus.of_refusal(refusal)
 
 
 def _is_told(participant: Participant, output: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -115,17 +116,18 @@ def check_work(dataset: Path, work_dir: Path | None) -> None:
 
 
 def _sort_out(found: Found, output: Path, provenance: Provenance) -> Iterable[Participant]:
-    labels = {run.participant: None for run in found.runs}
-    labels |= {_participant_of(refusal): None for refusal in found.refused}
-    for label in sorted(labels):
-        runs = [run for run in found.runs if run.participant == label]
-        refused = [refusal for refusal in found.refused if _participant_of(refusal) == label]
-        todo, current = [], []
-        for run in runs:
+    runs_of, refused_of = defaultdict(list), defaultdict(list)
+    for run in found.runs:
+        runs_of[run.participant].append(run)
+    for refusal in found.refused:
+        refused_of[_participant_of(refusal)].append(refusal)
+    for label in sorted({*runs_of, *refused_of}):
+        todo, current, refused = [], [], refused_of[label]
+        for run in runs_of[label]:
             if _is_done(output, run, provenance):
                 current.append(run)
-            elif refusal := _refuse_short(run, provenance):
-                refused.append(refusal)
+            elif too_short := _refuse_short(run, provenance):
+                refused.append(too_short)
             else:
                 todo.append(run)
         yield Participant(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from slimbrain_app.bids.outputs import name_output, read_facts
 from slimbrain_app.bids.status import write_status
@@ -18,6 +17,9 @@ from slimbrain_app.records import Notice, RepetitionTime, Run, RunStatus, Window
 from slimbrain_app.report import ReportContext, ReportedRun, write_report
 from slimbrain_app.workflow.plan import Participant
 from slimbrain_app.workflow.state import Call, RunState
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def report_participant(participant: Participant, call: Call, states: Sequence[RunState]) -> None:
@@ -31,7 +33,9 @@ def report_participant(participant: Participant, call: Call, states: Sequence[Ru
     done = [state for state in states if state.refusal is None]
     refused = [state.refusal for state in states if state.refusal is not None]
     reported = [_report_done(state) for state in done]
-    reported += [_report_current(run, call) for run in participant.current]
+    contract = call.package.contract
+    current = [(run, read_facts(call.output, run, contract)) for run in participant.current]
+    reported += [_report_current(run, facts, call) for run, facts in current]
     write_report(
         call.output / f"sub-{participant.label}.html",
         f"sub-{participant.label}",
@@ -43,11 +47,8 @@ def report_participant(participant: Participant, call: Call, states: Sequence[Ru
         if state.prepared is not None:
             shutil.rmtree(state.prepared.folder, ignore_errors=True)
     statuses = [state.summarise() for state in states]
-    statuses += [_summarise_current(run, call) for run in participant.current]
-    statuses += [
-        RunStatus(run=refusal.run, state="refused", refusal=refusal)
-        for refusal in participant.refused
-    ]
+    statuses += [_summarise_current(run, facts) for run, facts in current]
+    statuses += [RunStatus.of_refusal(refusal) for refusal in participant.refused]
     write_status(call.output, participant.label, statuses)
 
 
@@ -63,9 +64,8 @@ def _report_done(state: RunState) -> ReportedRun:
     )
 
 
-def _report_current(run: Run, call: Call) -> ReportedRun:
+def _report_current(run: Run, facts: Any, call: Call) -> ReportedRun:
     contract = call.package.contract
-    facts = read_facts(call.output, run, contract)
     windows = _read_table(call, name_output(run, contract, "windows", ".tsv"))
     mean = _read_table(call, name_output(run, contract, "embeddings", ".tsv", stat="mean"))
     return ReportedRun(
@@ -104,6 +104,8 @@ def _read_displacement(run: Run, facts: Any) -> tuple[float, ...] | None:
 
 
 def _read_table(call: Call, name: str) -> pd.DataFrame:
+    import pandas as pd
+
     return pd.read_csv(call.output / name, sep="\t", na_values="n/a")
 
 
@@ -117,8 +119,7 @@ def _list_notices(facts: Any) -> tuple[Notice, ...]:
     return tuple(Notice(**notice) for notice in facts["Warnings"])
 
 
-def _summarise_current(run: Run, call: Call) -> RunStatus:
-    facts = read_facts(call.output, run, call.package.contract)
+def _summarise_current(run: Run, facts: Any) -> RunStatus:
     return RunStatus(
         run=run.name,
         state="current",

@@ -138,7 +138,7 @@ def make_run(
             notices=(Notice(code="several-grids", message="res-2 is used, res-1 is not"),),
         )
         prepared = PreparedRun(
-            folder=Path("/tmp/work/prepared"),
+            folder=Path("/somewhere/prepared"),
             volumes=VOLUMES,
             voxels=int(mask.sum()),
             tr=TR,
