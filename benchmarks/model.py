@@ -41,13 +41,13 @@ from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
 from slimbrain_app.model.heads import HeadedEncoder, group_parameters
 from slimbrain_app.model.jepa import JEPA, Jepa
-from slimbrain_app.model.masking import MaskSettings, draw_mask
+from slimbrain_app.model.masking import draw_mask
 from slimbrain_app.model.presets import CONTRACTS, PRESETS, EncoderSizes
 from slimbrain_app.model.tokens import TokenTable, build_table, keep_brain
 from slimbrain_app.prepare.grid import template_brain
 from slimbrain_app.ranking import rank_run
 from slimbrain_app.records import PreparedRun
-from slimbrain_app.settings import Rank
+from slimbrain_app.settings import Hide, Rank
 
 SIZES = {
     "official dense": replace(PRESETS["official"], deletion="none"),
@@ -178,7 +178,7 @@ def prepare_step(sizes: EncoderSizes, step: str) -> tuple[nn.Module, list[Tensor
         model = HeadedEncoder(encoder, nn.Linear(sizes.embedding_width, 2))
         return model, [patches], fine_tune(model, patches, table)
     places = find_places(kept, sizes)
-    mask = draw_mask(places, sizes.final_grid[0], MaskSettings(), (0, 0, 0))
+    mask = draw_mask(places, sizes.final_grid[0], Hide(), (0, 0, 0))
     view = MaskedView(patches, kept, measure_fill(brain, sizes), mask)
     preset = next(name for name, known in PRESETS.items() if known.patch == sizes.patch)
     objective = Jepa(encoder, JEPA[preset]).train()

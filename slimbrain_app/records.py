@@ -183,6 +183,24 @@ class PreparedRun:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Recording:
+    """A prepared run to train on: which dataset, participant and run, and from which site.
+
+    The same label in two datasets is taken for two people.
+    """
+
+    dataset: str
+    participant: str
+    run: str
+    prepared: PreparedRun
+    site: str | None = None
+
+    @property
+    def person(self) -> str:
+        return f"{self.dataset}/sub-{self.participant}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
     """Consecutive frames at model time. ``onset`` (s) counts from the source's first volume.
 

@@ -1,26 +1,30 @@
 """Settings, frozen: defaults, then a TOML file, then the command line.
 
-Each verb has a group of its own. What stands here under `Select`, `Output` and `Compute` never
-changes a number; everything else does and is part of `ParticipantSettings.fingerprint`.
+Each verb has a group of its own. What stands here under `Select`, `Output`, `Compute` and `Pace`
+never changes a number; everything else does and is part of a ``fingerprint``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt, Predicate
 
 from slimbrain_app.errors import CallRefused
 
 Ranking = Literal["mutual", "representative", "novelty", "random", "uniform", "first"]
 Overwrite = Literal["never", "changed", "always"]
+Preset = Literal["tiny", "base", "official"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Label = str
+Share = Annotated[float, Gt(0), Lt(1)]
 
 _STRICT = {"extra": "forbid", "allow_inf_nan": False}
 
@@ -114,16 +118,202 @@ class ParticipantSettings:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the settings that change a result."""
-        telling = {
-            "seed": self.seed,
-            "prepare": asdict(self.prepare),
-            "rank": asdict(self.rank),
-            "encode": asdict(self.encode),
-        }
-        return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()
+        return _digest(
+            {
+                "seed": self.seed,
+                "prepare": asdict(self.prepare),
+                "rank": asdict(self.rank),
+                "encode": asdict(self.encode),
+            }
+        )
 
 
-def read_settings(path: Path | None, overrides: Mapping[str, Any]) -> ParticipantSettings:
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What the new package will want as input, where it isn't the preset's own. Time in s."""
+
+    __pydantic_config__ = _STRICT
+
+    frame_time: Annotated[float, Gt(0)] | None = None
+    channels: tuple[Literal["voxel", "global"], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """``validation`` is the share of people kept out of training, to watch it by."""
+
+    __pydantic_config__ = _STRICT
+
+    validation: Annotated[float, Ge(0), Lt(1)] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extract:
+    """How the temporal extractor is trained; without a pass there will be none."""
+
+    __pydantic_config__ = _STRICT
+
+    passes: Annotated[int, Ge(0)] = 20
+    rate: Annotated[float, Gt(0)] = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hide:
+    """How much of a window is hidden and in which form.
+
+    Attributes
+    ----------
+    visible_times, visible_places : float
+        Shares; rounded to whole times and whole places with brain, then met exactly.
+    cuboids : int
+        At most so many cuboids of places are hidden.
+    shortest_edge, longest_edge : int
+        Of a cuboid, in cells.
+    targets : int
+        Cells to predict, at most, of each kind in a view: they bound the predictor's cost.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    visible_times: Share = 0.6
+    visible_places: Share = 0.5
+    cuboids: Annotated[int, Gt(0)] = 4
+    shortest_edge: Annotated[int, Gt(0)] = 2
+    longest_edge: Annotated[int, Gt(0)] = 4
+    targets: Annotated[int, Gt(0)] = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What the encoder learns by.
+
+    Attributes
+    ----------
+    name : {"jepa", "mae"}
+    weights : tuple of float
+        Of the mean losses of cross-time, cross-location and double-cross targets.
+    momentum, last_momentum : float
+        How much of the target encoder stays at the first and at the last step (JEPA).
+    """
+
+    __pydantic_config__ = _STRICT
+
+    name: Literal["jepa", "mae"] = "jepa"
+    weights: tuple[Annotated[float, Ge(0)], Annotated[float, Ge(0)], Annotated[float, Ge(0)]] = (
+        1 / 3,
+        1 / 3,
+        1 / 3,
+    )
+    momentum: Annotated[float, Ge(0), Le(1)] = 0.996
+    last_momentum: Annotated[float, Ge(0), Le(1)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How the encoder is trained.
+
+    Attributes
+    ----------
+    passes : int
+        Over all runs.
+    windows_per_run : int or None
+        Drawn from a run's selected windows in each pass; the preset's own number if None.
+    batch : int or None
+        Windows per step, over all processes; the preset's own number if None.
+    rate, last_rate : float
+        Highest learning rate at 64 windows per step, in proportion at others; and the last one.
+    warm_up : float
+        Share of all steps.
+    weight_decay, clip : float
+        Of the weights but biases, norms and positions; of the gradient's norm.
+    precision : {"auto", "float32", "bfloat16", "float16"}
+        Of the encoder's products; weights stay in float32.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    passes: Annotated[int, Gt(0)] = 40
+    windows_per_run: Annotated[int, Gt(0)] | None = None
+    batch: Annotated[int, Gt(0)] | None = None
+    rate: Annotated[float, Gt(0)] = 5e-4
+    last_rate: Annotated[float, Ge(0)] = 1e-6
+    warm_up: Annotated[float, Ge(0), Lt(1)] = 0.05
+    weight_decay: Annotated[float, Ge(0)] = 0.05
+    clip: Annotated[float, Gt(0)] = 1.0
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """What a training costs and tells on its way, not what comes of it but for rounding.
+
+    Attributes
+    ----------
+    at_once : int or None
+        Windows that a process holds at once; None for as many as memory allows.
+    recompute : bool or None
+        Compute activations again on the way back instead of keeping them; None for where memory
+        asks for it.
+    workers : int or None
+        Processes that read windows, for each that trains; None for what the processors allow.
+    checkpoint_minutes : float
+        Between two checkpoints.
+    probe_passes : int
+        A probe after so many passes; 0 for none.
+    stop_on_collapse : bool
+        End at the first alarm of the monitors.
+    tensorboard : bool
+    """
+
+    __pydantic_config__ = _STRICT
+
+    at_once: Annotated[int, Gt(0)] | None = None
+    recompute: bool | None = None
+    workers: Annotated[int, Ge(0)] | None = None
+    checkpoint_minutes: Annotated[float, Ge(0)] = 10.0
+    probe_passes: Annotated[int, Ge(0)] = 5
+    stop_on_collapse: bool = False
+    tensorboard: bool = False
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can be that of a folder, and of nothing else."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings:
+    """Everything that a pretraining can be told. ``package_name`` is the preset's if None."""
+
+    __pydantic_config__ = _STRICT
+
+    package_name: Annotated[str, Predicate(_is_plain)] | None = None
+    preset: Preset = "tiny"
+    seed: Annotated[int, Ge(0)] = 0
+    select: Select = field(default_factory=Select)
+    prepare: Prepare = field(default_factory=Prepare)
+    rank: Rank = field(default_factory=Rank)
+    contract: Contract = field(default_factory=Contract)
+    corpus: Corpus = field(default_factory=Corpus)
+    extract: Extract = field(default_factory=Extract)
+    hide: Hide = field(default_factory=Hide)
+    objective: Objective = field(default_factory=Objective)
+    train: Train = field(default_factory=Train)
+    pace: Pace = field(default_factory=Pace)
+    compute: Compute = field(default_factory=Compute)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the settings that change a result."""
+        silent = {"package_name", "select", "pace", "compute"}
+        return _digest({k: value for k, value in asdict(self).items() if k not in silent})
+
+
+Settings = TypeVar("Settings", ParticipantSettings, PretrainSettings)
+
+
+def read_settings(
+    kind: type[Settings], path: Path | None, overrides: Mapping[str, Any]
+) -> Settings:
     """Merge a TOML file and a nested table of overrides, which win, over the defaults.
 
     Raises
@@ -134,24 +324,28 @@ def read_settings(path: Path | None, overrides: Mapping[str, Any]) -> Participan
     """
     table = _read_table(path) if path else {}
     if path:
-        _validate(table, "settings-bad", path)
-    return _validate(_merged(table, overrides), "usage", "command line")
+        _validate(kind, table, "settings-bad", path)
+    return _validate(kind, _merged(table, overrides), "usage", "command line")
 
 
-def _validate(table: Mapping[str, Any], reason: str, place: object) -> ParticipantSettings:
+def _digest(telling: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()
+
+
+def _validate(
+    kind: type[Settings], table: Mapping[str, Any], reason: str, place: object
+) -> Settings:
     from pydantic import TypeAdapter, ValidationError
 
     try:
         # JSON mode is strict about types, yet takes lists for tuples and 2 for 2.0.
-        return TypeAdapter(ParticipantSettings).validate_json(
-            json.dumps(table, default=str), strict=True
-        )
+        return TypeAdapter(kind).validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
         faults = [
             f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
             for fault in error.errors(include_url=False)
         ]
-        known = [key.name for key in fields(ParticipantSettings)]
+        known = [key.name for key in fields(kind)]
         raise CallRefused(
             reason,
             file=place,
@@ -161,7 +355,7 @@ def _validate(table: Mapping[str, Any], reason: str, place: object) -> Participa
         ) from error
 
 
-def write_settings(settings: ParticipantSettings) -> str:
+def write_settings(settings: ParticipantSettings | PretrainSettings) -> str:
     """Return the settings as TOML that `read_settings` takes back."""
     import tomli_w
 

@@ -24,7 +24,7 @@ from slimbrain_app.errors import (
     SlimBrainError,
     worst,
 )
-from slimbrain_app.settings import read_settings
+from slimbrain_app.settings import ParticipantSettings, read_settings
 
 RUN_CODES = [Exit.TRY_AGAIN, Exit.CANNOT_WRITE, Exit.FAULT, Exit.UNAVAILABLE, Exit.DATA]
 
@@ -56,9 +56,9 @@ def test_refusal_survives_pickling_and_copying(error: SlimBrainError) -> None:
 def test_refusal_comes_back_whole_from_another_process(tmp_path: Path) -> None:
     missing = tmp_path / "settings.toml"
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        error = pool.submit(read_settings, missing, {}).exception()
+        error = pool.submit(read_settings, ParticipantSettings, missing, {}).exception()
     with pytest.raises(CallRefused) as here:
-        read_settings(missing, {})
+        read_settings(ParticipantSettings, missing, {})
     assert isinstance(error, CallRefused)
     assert str(error) == str(here.value)
 

@@ -80,7 +80,7 @@ any_settings = st.builds(
 def read(folder: Path, content: str, overrides: dict[str, Any] | None = None) -> Any:
     path = folder / "settings.toml"
     path.write_text(content, encoding="utf-8")
-    return read_settings(path, overrides or {})
+    return read_settings(ParticipantSettings, path, overrides or {})
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_written_settings_read_back_the_same(folder: Path, written: ParticipantS
 
 
 def test_no_file_gives_the_defaults() -> None:
-    assert read_settings(None, {}) == ParticipantSettings()
+    assert read_settings(ParticipantSettings, None, {}) == ParticipantSettings()
 
 
 def test_command_line_wins_over_the_file_key_by_key(folder: Path) -> None:
@@ -182,7 +182,12 @@ def test_value_in_place_of_a_table_is_refused_though_the_command_line_has_the_ta
 def test_fault_on_the_command_line_is_said_to_be_there(folder: Path, content: str | None) -> None:
     overrides = {"rank": {"windows": 0}}
     with pytest.raises(CallRefused) as refused:
-        read(folder, content, overrides) if content else read_settings(None, overrides)
+        if content:
+            read(folder, content, overrides)
+        else:
+            read_settings(ParticipantSettings, None, overrides)
+            ParticipantSettings, None, overrides
+        )
     assert (refused.value.reason, refused.value.file) == ("usage", "command line")
 
 
@@ -191,14 +196,14 @@ def test_file_that_is_no_toml_is_refused_by_name(tmp_path: Path, content: bytes)
     path = tmp_path / "settings.toml"
     path.write_bytes(content)
     with pytest.raises(CallRefused) as refused:
-        read_settings(path, {})
+        read_settings(ParticipantSettings, path, {})
     assert (refused.value.reason, refused.value.file) == ("settings-bad", str(path))
 
 
 @pytest.mark.parametrize("missing", ["absent.toml", "."])
 def test_missing_file_is_refused_by_name(tmp_path: Path, missing: str) -> None:
     with pytest.raises(CallRefused) as refused:
-        read_settings(tmp_path / missing, {})
+        read_settings(ParticipantSettings, tmp_path / missing, {})
     assert (refused.value.reason, refused.value.file) == ("settings-bad", str(tmp_path / missing))
 
 

@@ -236,4 +236,4 @@ def make_settings(options: argparse.Namespace) -> tuple[ParticipantSettings, tup
 
         filters, notices = read_filter_file(options.bids_filter_file)
         given.setdefault("select", {})["filters"] = filters
-    return read_settings(options.config, given), notices
+    return read_settings(ParticipantSettings, options.config, given), notices

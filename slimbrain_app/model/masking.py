@@ -10,46 +10,20 @@ last stage is seen or unseen as a whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Gt, Lt
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
 from slimbrain_app.errors import RunRefused
+from slimbrain_app.settings import Hide
 
 Bools = NDArray[np.bool_]
-Share = Annotated[float, Gt(0), Lt(1)]
 
 BACKGROUND, CONTEXT = -1, 0
 KINDS = ("cross-time", "cross-location", "double-cross")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MaskSettings:
-    """How much is hidden and in which form.
-
-    Attributes
-    ----------
-    visible_times, visible_places : float
-        Shares; rounded to whole times and whole places with brain, then met exactly.
-    cuboids : int
-        At most so many cuboids of places are hidden.
-    shortest_edge, longest_edge : int
-        Of a cuboid, in cells.
-    targets : int
-        Cells to predict, at most, of each kind in a view: they bound the predictor's cost.
-    """
-
-    visible_times: Share = 0.6
-    visible_places: Share = 0.5
-    cuboids: Annotated[int, Gt(0)] = 4
-    shortest_edge: Annotated[int, Gt(0)] = 2
-    longest_edge: Annotated[int, Gt(0)] = 4
-    targets: Annotated[int, Gt(0)] = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +45,7 @@ class Mask:
 def draw_mask(
     brain: Tensor,
     times: int,
-    settings: MaskSettings,
+    settings: Hide,
     seed: tuple[int, int, int],
     file: object = None,
 ) -> Mask:
@@ -83,7 +57,7 @@ def draw_mask(
         Places of the final grid that hold brain.
     times : int
         Of the final grid.
-    settings : MaskSettings
+    settings : Hide
     seed : tuple of int
         Seed of the training, epoch, and number of the sample; so a mask depends neither on the
         process that draws it nor on what was drawn before.
@@ -129,9 +103,7 @@ def _hide_times(times: int, count: int, draw: np.random.Generator) -> Bools:
     return np.insert(np.zeros(seen, bool), np.repeat(slots, lengths), True)
 
 
-def _hide_places(
-    brain: Bools, count: int, settings: MaskSettings, draw: np.random.Generator
-) -> Bools:
+def _hide_places(brain: Bools, count: int, settings: Hide, draw: np.random.Generator) -> Bools:
     """Hide cuboids, then add or give back places at their boundary until the count is met."""
     hidden = np.zeros_like(brain)
     for _ in range(settings.cuboids):
@@ -142,7 +114,7 @@ def _hide_places(
     return brain & ~_grow(brain & ~hidden, brain, int(brain.sum()) - count, draw)
 
 
-def _draw_cuboid(places: Bools, settings: MaskSettings, draw: np.random.Generator) -> Bools:
+def _draw_cuboid(places: Bools, settings: Hide, draw: np.random.Generator) -> Bools:
     """Draw a cuboid, cut off at the grid's border, around one of the places."""
     edges = draw.integers(settings.shortest_edge, settings.longest_edge, 3, endpoint=True)
     first = draw.choice(np.argwhere(places)) - draw.integers(edges)

@@ -15,7 +15,7 @@ from slimbrain_app.bids.discover import read_filter_file
 from slimbrain_app.cli import parser as app
 from slimbrain_app.cli import tools
 from slimbrain_app.cli.arguments import normalise
-from slimbrain_app.settings import read_settings
+from slimbrain_app.settings import ParticipantSettings, read_settings
 
 ENVIRONMENT = {
     **os.environ,
@@ -52,7 +52,7 @@ def test_every_example_of_settings_and_filters_is_taken(pages, tmp_path):
     settings, filters = tmp_path / "settings.toml", tmp_path / "filter.json"
     ((_, text),) = pages["docs/reference/settings.md"].blocks("toml")
     settings.write_text(text)
-    assert read_settings(settings, {}).rank.windows == 12
+    assert read_settings(ParticipantSettings, settings, {}).rank.windows == 12
     ((_, text),) = pages["docs/how-to/choose-runs.md"].blocks("json")
     filters.write_text(text)
     taken, notices = read_filter_file(filters)

@@ -172,7 +172,7 @@ def test_settings_page_says_which_keys_change_numbers(pages):
     for key, _, _, changes, _ in rows:
         *table, name = spans(key)[0].split(".")
         given = {name: OTHERS[spans(key)[0]]}
-        settings = read_settings(None, {table[0]: given} if table else given)
+        settings = read_settings(ParticipantSettings, None, {table[0]: given} if table else given)
         changed = settings.fingerprint() != ParticipantSettings().fingerprint()
         # The package has a checksum of its own, beside the fingerprint.
         assert changes == ("yes" if changed or name == "model" else "no"), key

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from slimbrain_app.model.batches import MaskedView, find_places, measure_fill
-from slimbrain_app.model.masking import MaskSettings, draw_mask
+from slimbrain_app.model.masking import draw_mask
 from slimbrain_app.model.presets import EncoderSizes
 from slimbrain_app.model.tokens import build_table, gather_patches, keep_brain
+from slimbrain_app.settings import Hide
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def view_of(brain: Tensor, generator: torch.Generator) -> Callable[..., MaskedVi
             mask=draw_mask(
                 find_places(kept, sizes),
                 sizes.final_grid[0],
-                MaskSettings(visible_times=0.75, visible_places=0.6),
+                Hide(visible_times=0.75, visible_places=0.6),
                 (0, 0, sample),
             ),
         )

@@ -12,11 +12,12 @@ from slimbrain_app.model.batches import MaskedView, collate_views
 from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.jepa import JEPA, Jepa, JepaSettings
 from slimbrain_app.model.mae import Mae, MaeSettings
-from slimbrain_app.model.masking import MaskSettings, draw_mask
+from slimbrain_app.model.masking import draw_mask
 from slimbrain_app.model.monitors import measure, measure_distance, start_means, update_means
 from slimbrain_app.model.predictor import PredictorSizes
 from slimbrain_app.model.presets import PRESETS, EncoderSizes
 from slimbrain_app.model.tokens import build_table, gather_patches
+from slimbrain_app.settings import Hide
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -73,7 +74,7 @@ class Networks:
                     patches,
                     self.kept,
                     fill,
-                    draw_mask(places, times, MaskSettings(), (0, epoch, number)),
+                    draw_mask(places, times, Hide(), (0, epoch, number)),
                 )
                 for number, patches in enumerate(windows)
             ],

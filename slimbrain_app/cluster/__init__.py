@@ -1,0 +1,1 @@
+"""Scripts for the scheduler of a cluster."""

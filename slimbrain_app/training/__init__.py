@@ -1,0 +1,1 @@
+"""Training: corpus, loader, loop, checkpoints, processes. It knows no task."""
