@@ -186,8 +186,6 @@ def test_fault_on_the_command_line_is_said_to_be_there(folder: Path, content: st
             read(folder, content, overrides)
         else:
             read_settings(ParticipantSettings, None, overrides)
-            ParticipantSettings, None, overrides
-        )
     assert (refused.value.reason, refused.value.file) == ("usage", "command line")
 
 
