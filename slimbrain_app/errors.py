@@ -127,6 +127,8 @@ REASONS: Mapping[str, Reason] = {
     "not-writable": _call(Exit.CANNOT_WRITE, "the output can't be written"),
     "disk-full": _call(Exit.CANNOT_WRITE, "no space left"),
     "device-missing": _call(Exit.UNAVAILABLE, "the device asked for does not answer"),
+    "extra-missing": _call(Exit.UNAVAILABLE, "an optional package is not installed"),
+    "log-bad": _call(Exit.CONFIGURATION, "the log of a training is damaged or not understood"),
     "stopped": _call(Exit.TRY_AGAIN, "stopped by a signal; start again to go on"),
     "package-missing": _call(Exit.CONFIGURATION, "the model package is not there"),
     "package-bad": _call(Exit.CONFIGURATION, "the model package is damaged or not understood"),

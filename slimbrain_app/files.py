@@ -75,6 +75,20 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to the end of a text file; a killed process may leave a part of it.
+
+    Raises
+    ------
+    CallRefused
+        ``not-writable`` or ``disk-full``.
+    """
+    with _write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{line}\n")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, indented, whole or not at all. NaN is refused: it isn't JSON."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
