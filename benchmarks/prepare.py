@@ -228,7 +228,7 @@ def largest_error(folder: Path) -> float:
     run, model = run_in(folder), model_grid()
     with open_series(run.bold, "bold") as series:
         placement = place_run(run, series.header.grid)
-        stored = next(series.batches(0, [series.make_buffer()]))[0]
+        stored = next(series.batches(0, [series.header.make_buffer()]))[0]
         source, _ = canonical(series.header.grid)
     volume = placement.view.apply(stored[np.newaxis])[0].astype(np.float32)
     values = np.empty((1, len(placement.nearest)), np.float32)

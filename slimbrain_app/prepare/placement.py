@@ -69,10 +69,19 @@ def place_run(run: Run, stored: Grid) -> Placement:
         empty-mask, low-coverage, unreadable, missing-content, denied, transform-missing,
         transform-bad.
     """
-    model = grid.model_grid()
+    return place_mask(run, _read_own_mask(run, grid.canonical(stored)[0]), stored)
+
+
+def place_mask(run: Run, own_mask: Mask, stored: Grid) -> Placement:
+    """Do as `place_run` with a mask that is at hand, shape (x, y, z), axes turned to RAS+.
+
+    Raises
+    ------
+    RunRefused
+        empty-mask, low-coverage, transform-missing, transform-bad.
+    """
     source, view = grid.canonical(stored)
-    own_mask = _read_own_mask(run, source)
-    coordinates = _coordinates(run, source, model)
+    coordinates = _coordinates(run, source, grid.model_grid())
     mask = grid.sample_mask(own_mask, coordinates) & grid.points_inside(coordinates, source)
     if not mask.any():
         raise _no_brain(run, "the mask has voxels over 0.5, but none on the model grid")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,13 @@ from slimbrain_app.errors import RunRefused
 from slimbrain_app.prepare import parallel, store
 from slimbrain_app.prepare.confounds import Confounds, read_confounds
 from slimbrain_app.prepare.grid import model_grid
-from slimbrain_app.prepare.placement import Placement, place_run, require_coverage
-from slimbrain_app.prepare.reading import open_series
+from slimbrain_app.prepare.placement import (
+    Placement,
+    place_mask,
+    place_run,
+    require_coverage,
+)
+from slimbrain_app.prepare.reading import Volumes, open_series
 from slimbrain_app.prepare.rows import Pass, Rows, mend_gaps, sample_rows
 from slimbrain_app.prepare.statistics import Gaps, moments_of
 from slimbrain_app.records import Contract, Notice, PreparedRun, Run
@@ -78,23 +83,43 @@ def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: floa
     name = run.relative(run.bold)
     with files.whole_folder(folder) as temporary, open_series(run.bold, name) as series:
         placement = place_run(run, series.header.grid)
-        dummy_scans = confounds.dummy_scans
-        volumes = series.header.volumes - dummy_scans
-        spare = temporary / "rows.float32"
-        rows = Rows(spare, volumes, len(placement.nearest))
-        with parallel.workers() as threads:
-            passed = sample_rows(series, placement, dummy_scans, rows, threads)
-            _judge_volumes(run, passed, dummy_scans)
-            mend_gaps(passed, series.header, placement, rows)
-            # A row of the middle, since the first ones may be brighter.
-            origin = rows.part(volumes // 2, 1)[0].copy()
-            moments = moments_of(origin, rows.parts(_BLOCK), threads)
-            voxels = _settle_voxels(run, passed, placement, *moments)
-            clipped = _write_signal(temporary, rows, voxels, threads)
-        spare.unlink(missing_ok=True)
-        record = _record(run, folder, confounds, placement, passed, voxels, clipped)
-        record = _sign(record, run, settings, series.sha256)
-        store.write_record(temporary, record, _describe_making(run, settings))
+        record = _write_arrays(temporary, run, series, placement, confounds)
+        checksums = _sum_sources(run, series.sha256)
+        making = asdict(settings)
+        record = _sign(replace(record, folder=folder, checksums=checksums), making)
+        store.write_record(temporary, record, _describe_making(run, run.sources, making))
+    return record
+
+
+def prepare_volumes(
+    run: Run,
+    volumes: Volumes,
+    mask: Mask,
+    confounds: Confounds,
+    folder: Path,
+    making: Mapping[str, Any],
+) -> PreparedRun:
+    """Prepare volumes that stand in no file, as `prepare_run` would from a file of them.
+
+    Parameters
+    ----------
+    run : Run
+        What the files would be; none of them is read.
+    mask : ndarray of bool, shape (x, y, z)
+        The brain, on the volumes' grid.
+    making : mapping
+        What the volumes were made from, fit for JSON: hashed into the fingerprint, and kept.
+
+    Raises
+    ------
+    RunRefused
+        empty-mask, low-coverage, nan-volumes, flat.
+    """
+    with files.whole_folder(folder) as temporary:
+        placement = place_mask(run, mask, volumes.header.grid)
+        record = _write_arrays(temporary, run, volumes, placement, confounds)
+        record = _sign(replace(record, folder=folder), making)
+        store.write_record(temporary, record, _describe_making(run, (), making))
     return record
 
 
@@ -136,6 +161,27 @@ def _judge_length(run: Run, dummy_scans: int, volumes: int, minimum_seconds: flo
             found=f"{seconds:.2f} s: {kept} volumes of {tr:g} s{without}",
             advice="leave this run out",
         )
+
+
+def _write_arrays(
+    folder: Path, run: Run, volumes: Volumes, placement: Placement, confounds: Confounds
+) -> PreparedRun:
+    """Write the arrays of a prepared run; return its record, not signed yet."""
+    header, dummy_scans = volumes.header, confounds.dummy_scans
+    kept = header.volumes - dummy_scans
+    spare = folder / "rows.float32"
+    rows = Rows(spare, kept, len(placement.nearest))
+    with parallel.workers() as threads:
+        passed = sample_rows(volumes, placement, dummy_scans, rows, threads)
+        _judge_volumes(run, passed, dummy_scans)
+        mend_gaps(passed, header, placement, rows)
+        # A row of the middle, since the first ones may be brighter.
+        origin = rows.part(kept // 2, 1)[0].copy()
+        moments = moments_of(origin, rows.parts(_BLOCK), threads)
+        voxels = _settle_voxels(run, passed, placement, *moments)
+        clipped = _write_signal(folder, rows, voxels, threads)
+    spare.unlink(missing_ok=True)
+    return _record(run, folder, confounds, placement, passed, voxels, clipped)
 
 
 def _judge_volumes(run: Run, passed: Pass, first: int) -> None:
@@ -268,24 +314,30 @@ def _list_notices(
         yield Notice(code="low-coverage", message=message, file=mask)
 
 
-def _sign(record: PreparedRun, run: Run, settings: Prepare, bold_sha256: str) -> PreparedRun:
-    """Add the checksums of all sources, and the hash of all that made the record."""
-    checksums = tuple(
+def _sum_sources(run: Run, bold_sha256: str) -> tuple[tuple[str, str], ...]:
+    """Return name and checksum of every source; that of the series is known from reading it."""
+    return tuple(
         (run.relative(path), bold_sha256 if path == run.bold else files.sha256_of(path))
         for path in run.sources
     )
+
+
+def _sign(record: PreparedRun, settings: Mapping[str, Any]) -> PreparedRun:
+    """Add the hash of all that made the record."""
     making = {
         "format": _FORMAT,
         "contract": Contract().version,
-        "checksums": checksums,
-        "settings": asdict(settings),
+        "checksums": record.checksums,
+        "settings": settings,
         "tr": record.tr,
     }
     digest = hashlib.sha256(json.dumps(making, sort_keys=True).encode()).hexdigest()
-    return replace(record, checksums=checksums, fingerprint=digest)
+    return replace(record, fingerprint=digest)
 
 
-def _describe_making(run: Run, settings: Prepare) -> dict[str, Any]:
+def _describe_making(
+    run: Run, sources: tuple[Path, ...], settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what else `run.json` holds: the grid, the sources' state, settings, software."""
     model = model_grid()
     return {
@@ -296,10 +348,10 @@ def _describe_making(run: Run, settings: Prepare) -> dict[str, Any]:
                 "size": path.stat().st_size,
                 "modified": path.stat().st_mtime,
             }
-            for path in run.sources
+            for path in sources
         ],
         "ladder": {"space": run.space, "rung": run.rung, "interpolations": run.interpolations},
-        "settings": asdict(settings),
+        "settings": dict(settings),
         "contract": Contract().version,
         "format": _FORMAT,
         "software": {"SlimBrain": __version__, "numpy": np.__version__},

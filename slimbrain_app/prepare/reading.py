@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from isal import igzip, igzip_lib
@@ -44,6 +44,26 @@ class Header:
     slope: float
     inter: float
 
+    def make_buffer(self, least: int = 1) -> NDArray[Any]:
+        """Return room for one batch, shape (volumes, k, j, i), in the series' own numbers.
+
+        It holds at least so many volumes, if they are not very large.
+        """
+        shape = self.grid.shape[::-1]
+        volume = int(np.prod(shape)) * self.dtype.itemsize
+        volumes = max(_BATCH_BYTES // volume, min(least, _MOST_BYTES // volume), 1)
+        return np.empty((volumes, *shape), self.dtype)
+
+
+class Volumes(Protocol):
+    """A series to be read once, front to back: an open file, or whatever gives what one would."""
+
+    header: Header
+
+    def batches(self, first: int, buffers: Sequence[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+        """Fill ``buffers`` in turn with the volumes from ``first`` on; yield what was filled."""
+        ...
+
 
 class Series:
     """An open BOLD file: its header at once, then its volumes, then its checksum."""
@@ -61,16 +81,6 @@ class Series:
     def sha256(self) -> str:
         """SHA-256 of the file's bytes, once all batches are read."""
         return self._file.digest.hexdigest()
-
-    def make_buffer(self, least: int = 1) -> NDArray[Any]:
-        """Return room for one batch, shape (volumes, k, j, i), in the file's own numbers.
-
-        It holds at least so many volumes, if they are not very large.
-        """
-        shape = self.header.grid.shape[::-1]
-        volume = int(np.prod(shape)) * self.header.dtype.itemsize
-        volumes = max(_BATCH_BYTES // volume, min(least, _MOST_BYTES // volume), 1)
-        return np.empty((volumes, *shape), self.header.dtype)
 
     def batches(self, first: int, buffers: Sequence[NDArray[Any]]) -> Iterator[NDArray[Any]]:
         """Fill ``buffers`` in turn with the volumes from ``first`` on; yield what was filled.

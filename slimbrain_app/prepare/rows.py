@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from slimbrain_app.prepare import parallel
 from slimbrain_app.prepare.placement import Placement
-from slimbrain_app.prepare.reading import Header, Series
+from slimbrain_app.prepare.reading import Header, Volumes
 from slimbrain_app.prepare.statistics import Gaps, Stillness
 
 Array = NDArray[np.float32]
@@ -60,7 +60,9 @@ class Pass:
     empty: tuple[int, ...]
 
 
-def sample_rows(series: Series, placement: Placement, first: int, rows: Rows, threads: int) -> Pass:
+def sample_rows(
+    series: Volumes, placement: Placement, first: int, rows: Rows, threads: int
+) -> Pass:
     """Read all volumes from ``first`` on, once, and fill their rows."""
     stillness = Stillness(placement.stored)
     # Whole numbers have no gaps: nothing needs to be watched.
@@ -78,12 +80,12 @@ def sample_rows(series: Series, placement: Placement, first: int, rows: Rows, th
 
 
 def _sample_batches(
-    series: Series, placement: Placement, first: int, rows: Rows, threads: int
+    series: Volumes, placement: Placement, first: int, rows: Rows, threads: int
 ) -> Iterator[tuple[NDArray[Any], Array]]:
     """Yield batches as stored, good until the next one is asked for, and their rows."""
     # Buffers are used again and again: fresh memory would cost as much time as the work in it.
     lent = range(threads + parallel.AHEAD)
-    buffers = [series.make_buffer(placement.sampler.at_once) for _ in lent]
+    buffers = [series.header.make_buffer(placement.sampler.at_once) for _ in lent]
     volumes = cycle([np.empty(placement.shape, np.float32) for _ in lent])
     starts = count(0, len(buffers[0]))
 

@@ -41,7 +41,7 @@ def make_old(path):
 
 
 def batches_of(series, first=0):
-    buffers = [series.make_buffer() for _ in range(2)]
+    buffers = [series.header.make_buffer() for _ in range(2)]
     return [batch.copy() for batch in series.batches(first, buffers)]
 
 
