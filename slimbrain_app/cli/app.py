@@ -1,4 +1,4 @@
-"""``slimbrain BIDS_DIR OUTPUT_DIR participant``: parse, plan, carry out, tell."""
+"""``slimbrain BIDS_DIR OUTPUT_DIR {participant,group}``: parse, plan, carry out, tell."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from slimbrain_app.cli.arguments import normalise
-from slimbrain_app.cli.parser import make_parser, make_settings
-from slimbrain_app.errors import CallRefused, Exit
+from slimbrain_app.cli.parser import check_level, make_parser, make_settings
+from slimbrain_app.errors import Exit, SlimBrainError
 
 if TYPE_CHECKING:
+    from slimbrain_app.cli.terminal import Terminal
     from slimbrain_app.records import RunStatus
 
 
@@ -24,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
     try:
-        return _run(make_parser().parse_strictly(normalise(words)), words)
-    except CallRefused as error:
+        return _run(read_options(words), words)
+    except SlimBrainError as error:
         print(f"slimbrain: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -41,14 +42,33 @@ def _stop(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def read_options(words: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; options must have a meaning on its level."""
+    parser = make_parser()
+    options = parser.parse_strictly(normalise(words))
+    check_level(parser, options)
+    return options
+
+
 def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from slimbrain_app.cli.terminal import Terminal
-    from slimbrain_app.workflow.plan import check_work, make_plan
 
     terminal = Terminal(verbosity=-1 if options.quiet else options.verbose)
     for option in options.ignored or ():
         terminal.say(f"{option} has no meaning here and is ignored")
-    settings, notices = make_settings(options)
+    command = anonymise(words)
+    if options.analysis_level == "group":
+        from slimbrain_app.cli.group import pretrain
+
+        return pretrain(options, command, terminal)
+    return _embed(options, command, terminal)
+
+
+def _embed(options: argparse.Namespace, command: Sequence[str], terminal: Terminal) -> int:
+    from slimbrain_app.settings import ParticipantSettings
+    from slimbrain_app.workflow.plan import check_work, make_plan
+
+    settings, notices = make_settings(ParticipantSettings, options)
     dataset, output = options.bids_dir.resolve(), options.output_dir.resolve()
     check_work(dataset, options.work_dir)
     plan = make_plan(dataset, output, settings)
@@ -59,7 +79,7 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from slimbrain_app.workflow.participant import carry_out
 
     with terminal.progress(plan) as watch:
-        statuses = carry_out(plan, options.work_dir, anonymise(words), watch)
+        statuses = carry_out(plan, options.work_dir, command, watch)
     terminal.show_results(plan, statuses)
     return _exit_code(statuses)
 

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from slimbrain_app.errors import CallRefused
 
-LEVELS = ("participant",)
+LEVELS = ("participant", "group")
+ACTIONS = ("pretrain",)
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from slimbrain_app import __version__
-from slimbrain_app.cli.arguments import LEVELS, Parser, count_or_all, gigabytes, label, memory
-from slimbrain_app.settings import Overwrite, ParticipantSettings, Ranking, read_settings
+from slimbrain_app.cli.arguments import (
+    ACTIONS,
+    LEVELS,
+    Parser,
+    count_or_all,
+    gigabytes,
+    label,
+    memory,
+)
+from slimbrain_app.settings import Overwrite, Preset, Ranking, Settings, read_settings
 
 if TYPE_CHECKING:
     from slimbrain_app.records import Notice
 
-# Which option makes which setting: table and key.
-SETTINGS = {
-    "model": ("model",),
+Keys = tuple[str, ...]
+
+# Which option makes which setting, on both levels and on one: tables and key.
+_SHARED: Mapping[str, Keys] = {
     "seed": ("seed",),
     "participant_label": ("select", "participants"),
     "session_id": ("select", "sessions"),
@@ -28,22 +38,31 @@ SETTINGS = {
     "ranking": ("rank", "mode"),
     "windows": ("rank", "windows"),
     "fd_threshold": ("rank", "fd_threshold"),
-    "views": ("encode", "views"),
-    "save_views": ("output", "save_views"),
-    "save_prepared": ("output", "save_prepared"),
-    "overwrite": ("output", "overwrite"),
     "device": ("compute", "device"),
     "nprocs": ("compute", "nprocs"),
     "omp_nthreads": ("compute", "omp_nthreads"),
     "mem_gb": ("compute", "mem_gb"),
     "stop_on_first_crash": ("compute", "stop_on_first_crash"),
 }
+SETTINGS: Mapping[str, Mapping[str, Keys]] = {
+    "participant": {
+        **_SHARED,
+        "model": ("model",),
+        "views": ("encode", "views"),
+        "save_views": ("output", "save_views"),
+        "save_prepared": ("output", "save_prepared"),
+        "overwrite": ("output", "overwrite"),
+    },
+    "group": {**_SHARED, "preset": ("preset",), "package_name": ("package_name",)},
+}
+# Options of one level that make no setting.
+_OTHERS = {"participant": (), "group": ("action", "dataset")}
 
 
 def make_parser() -> Parser:
     parser = Parser(
         prog="slimbrain",
-        description="Embeddings of fMRI runs from fMRIPrep derivatives.",
+        description="Embeddings of fMRI runs from fMRIPrep derivatives, and models to make them.",
         epilog="Exit codes: 0 done, 64 usage, 65 data, 66 no input, 69 unavailable, 70 our fault, "
         "73 cannot write, 75 start again, 78 configuration.",
         allow_abbrev=False,
@@ -54,6 +73,7 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=_describe_version())
     _add_selection(parser.add_argument_group("which runs"))
     _add_processing(parser.add_argument_group("what is computed"))
+    _add_group(parser.add_argument_group("on the group level"))
     _add_output(parser.add_argument_group("what is written"))
     _add_resources(parser.add_argument_group("where it runs"))
     _add_ignored(parser)
@@ -127,6 +147,23 @@ def _add_processing(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="TOML",
         help="settings as an earlier call wrote them into logs/; the command line wins",
+    )
+
+
+def _add_group(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--action", choices=ACTIONS, help="what to do: train a model package")
+    group.add_argument(
+        "--dataset",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="another dataset to train on: derivatives, or prepared runs; may be repeated",
+    )
+    group.add_argument(
+        "--preset", choices=get_args(Preset), help="size of the model (default: tiny)"
+    )
+    group.add_argument(
+        "--package-name", metavar="NAME", help="of the new model package (default: the preset's)"
     )
 
 
@@ -221,10 +258,25 @@ def _describe_version() -> str:
     )
 
 
-def make_settings(options: argparse.Namespace) -> tuple[ParticipantSettings, tuple[Notice, ...]]:
+def check_level(parser: Parser, options: argparse.Namespace) -> None:
+    """Refuse options of the other level, and a group call that does not say what to do."""
+    level = options.analysis_level
+    known = {*SETTINGS[level], *_OTHERS[level]}
+    for other in LEVELS:
+        for dest in (*SETTINGS[other], *_OTHERS[other]):
+            if dest not in known and getattr(options, dest) is not None:
+                spelling = f"--{dest.replace('_', '-')}"
+                parser.error(f"{spelling} on the {level} level, where it has no meaning")
+    if level == "group" and options.action is None:
+        parser.error(f"the group level without --action, one of: {', '.join(ACTIONS)}")
+
+
+def make_settings(
+    kind: type[Settings], options: argparse.Namespace
+) -> tuple[Settings, tuple[Notice, ...]]:
     """Merge defaults, ``--config`` and the command line; notices come from the filter file."""
     given: dict[str, Any] = {}
-    for option, (*tables, key) in SETTINGS.items():
+    for option, (*tables, key) in SETTINGS[options.analysis_level].items():
         if (value := getattr(options, option)) is not None:
             table = given
             for name in tables:
@@ -236,4 +288,4 @@ def make_settings(options: argparse.Namespace) -> tuple[ParticipantSettings, tup
 
         filters, notices = read_filter_file(options.bids_filter_file)
         given.setdefault("select", {})["filters"] = filters
-    return read_settings(ParticipantSettings, options.config, given), notices
+    return read_settings(kind, options.config, given), notices

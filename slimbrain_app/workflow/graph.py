@@ -1,4 +1,4 @@
-"""The graph: one chain of verbs for each run, one report for each participant."""
+"""The graphs: one chain of verbs for each run, one report for each participant."""
 
 from __future__ import annotations
 
@@ -13,14 +13,24 @@ from niworkflows.engine.workflows import LiterateWorkflow
 from slimbrain_app.records import Run
 from slimbrain_app.workflow.interfaces import Encode, Prepare, Rank, Report, Step, Write
 from slimbrain_app.workflow.plan import Participant
-from slimbrain_app.workflow.state import Call, RunState
+from slimbrain_app.workflow.state import Call, ParticipantCall, RunState
 
 # Measured peaks in GB: a few volumes, the store in blocks, one window's activations.
 MEMORY = {Prepare: 1.0, Rank: 1.0, Encode: 2.0, Write: 0.8}
 SERIAL = (Write,)
 
 
-def build_graph(participants: Sequence[Participant], call: Call) -> LiterateWorkflow:
+def build_corpus(states: Sequence[RunState], call: Call) -> pe.Workflow:
+    """Lay ``prepare`` for each run, and nothing more."""
+    graph = pe.Workflow(name="slimbrain_corpus", base_dir=str(call.work))
+    for number, state in enumerate(states, start=1):
+        step = _make_step(Prepare, state.run, number, call)
+        step.inputs.state = state
+        graph.add_nodes([step])
+    return graph
+
+
+def build_graph(participants: Sequence[Participant], call: ParticipantCall) -> LiterateWorkflow:
     """Lay one sub-graph for each participant.
 
     Its description is the methods text, which ``visit_desc`` gives back.
@@ -32,7 +42,7 @@ def build_graph(participants: Sequence[Participant], call: Call) -> LiterateWork
     return graph
 
 
-def build_participant(participant: Participant, call: Call) -> pe.Workflow:
+def build_participant(participant: Participant, call: ParticipantCall) -> pe.Workflow:
     """Lay ``prepare``, ``rank``, ``encode``, ``write`` for each run, then their ``report``."""
     graph = pe.Workflow(name=f"sub_{participant.label}")
     report = _make_node(Report(participant=participant, call=call), "report", depth=len(MEMORY))
@@ -45,7 +55,7 @@ def build_participant(participant: Participant, call: Call) -> pe.Workflow:
     graph.connect(merge, "out", report, "states")
     for number, run in enumerate(participant.todo, start=1):
         steps = [_make_step(kind, run, number, call) for kind in MEMORY]
-        steps[0].inputs.state = RunState(run=run)
+        steps[0].inputs.state = RunState(run=run, folder=call.work / run.name)
         for before, after in pairwise(steps):
             graph.connect(before, "state", after, "state")
         graph.connect(steps[-1], "state", merge, f"in{number}")

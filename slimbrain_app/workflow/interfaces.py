@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from slimbrain_app.errors import SlimBrainError
 from slimbrain_app.records import Refusal
 from slimbrain_app.workflow.reporting import report_participant
-from slimbrain_app.workflow.state import Call, RunState
+from slimbrain_app.workflow.state import Call, ParticipantCall, RunState
 
 
 class StepInputSpec(BaseInterfaceInputSpec):  # type: ignore[misc]
@@ -37,7 +37,7 @@ class Step(SimpleInterface):  # type: ignore[misc]
     input_spec = StepInputSpec
     output_spec = StepOutputSpec
 
-    def advance(self, state: RunState, call: Call) -> RunState:
+    def advance(self, state: RunState, call: Any) -> RunState:
         raise NotImplementedError
 
     def _run_interface(self, runtime: Any) -> Any:
@@ -79,19 +79,14 @@ class Prepare(Step):
     def advance(self, state: RunState, call: Call) -> RunState:
         from slimbrain_app.prepare import prepare_run
 
-        prepared = prepare_run(
-            state.run,
-            call.work / state.run.name,
-            call.provenance.settings.prepare,
-            call.package.contract.span_seconds,
-        )
+        prepared = prepare_run(state.run, state.folder, call.prepare, call.span_seconds)
         return replace(state, prepared=prepared)
 
 
 class Rank(Step):
     """Order the run's windows by saliency and select the best."""
 
-    def advance(self, state: RunState, call: Call) -> RunState:
+    def advance(self, state: RunState, call: ParticipantCall) -> RunState:
         from slimbrain_app.model.packages import load_extractor
         from slimbrain_app.ranking import rank_run
 
@@ -111,7 +106,7 @@ class Rank(Step):
 class Encode(Step):
     """Embed the selected windows."""
 
-    def advance(self, state: RunState, call: Call) -> RunState:
+    def advance(self, state: RunState, call: ParticipantCall) -> RunState:
         from slimbrain_app.embedding import embed_run
 
         assert state.prepared is not None and state.ranked is not None
@@ -128,7 +123,7 @@ class Encode(Step):
 class Write(Step):
     """Write the run's outputs; its figures are drawn with the report."""
 
-    def advance(self, state: RunState, call: Call) -> RunState:
+    def advance(self, state: RunState, call: ParticipantCall) -> RunState:
         from slimbrain_app.bids.outputs import write_run
         from slimbrain_app.prepare.store import mask_image
 

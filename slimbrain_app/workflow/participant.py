@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import shlex
-import shutil
-import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +18,17 @@ from slimbrain_app.bids.status import (
 )
 from slimbrain_app.errors import RunRefused
 from slimbrain_app.files import lock, remove_leftovers, write_text
-from slimbrain_app.records import Refusal, Run, RunStatus
+from slimbrain_app.records import Refusal, RunStatus
 from slimbrain_app.report.methods import describe_methods
-from slimbrain_app.settings import write_settings
 from slimbrain_app.workflow.plan import Participant, Plan
 from slimbrain_app.workflow.reporting import report_participant
 from slimbrain_app.workflow.resources import Limits, find_limits
-from slimbrain_app.workflow.state import Call
+from slimbrain_app.workflow.running import open_logs, refuse_lost, run_graph, work_folder
+from slimbrain_app.workflow.state import ParticipantCall
 
 # Called with a run's name and a verb whenever that step of it has ended.
 Watch = Callable[[str, str], None]
 
-LOGGER = logging.getLogger("slimbrain")
-# Nipype's default of 2 s makes a graph of short nodes wait most of its time.
-POLL_SECONDS = 0.05
 # Nipype's book-keeping grows with the square of the nodes, and prepared runs fill the work folder.
 PARTICIPANTS_PER_PROCESS = 8
 
@@ -125,8 +116,10 @@ def _work_on(
     limits = find_limits(plan.provenance.settings.compute)
     for participant in participants:
         remove_status(plan.output, participant.label)
-    logs = _open_logs(plan, command)
-    with _log_to(logs / "slimbrain.log"), _work_folder(work_dir, logs) as work:
+    with (
+        open_logs(plan.output, plan.provenance.settings, command) as logs,
+        work_folder(work_dir, logs) as work,
+    ):
         call = _make_call(plan, limits, command, logs, work)
         at_once = PARTICIPANTS_PER_PROCESS * limits.processes
         for first in range(0, len(participants), at_once):
@@ -136,24 +129,20 @@ def _work_on(
                 _settle(participant, call)
 
 
-def _open_logs(plan: Plan, command: Sequence[str]) -> Path:
-    """Open the folder of this call below ``logs/`` and write what it starts from."""
-    logs = plan.output / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}_{uuid.uuid4().hex[:8]}"
-    write_text(logs / "slimbrain.toml", write_settings(plan.provenance.settings))
-    write_text(logs / "command.txt", shlex.join(command) + "\n")
-    return logs
-
-
-def _make_call(plan: Plan, limits: Limits, command: Sequence[str], logs: Path, work: Path) -> Call:
+def _make_call(
+    plan: Plan, limits: Limits, command: Sequence[str], logs: Path, work: Path
+) -> ParticipantCall:
     provenance = plan.provenance
-    return Call(
-        dataset=plan.dataset,
+    return ParticipantCall(
         output=plan.output,
         logs=logs,
         work=work,
+        threads=limits.threads,
+        stop_on_first_crash=provenance.settings.compute.stop_on_first_crash,
+        prepare=provenance.settings.prepare,
+        span_seconds=plan.package.contract.span_seconds,
         package=plan.package,
         device=plan.device,
-        threads=limits.threads,
         provenance=provenance,
         command=tuple(command),
         notices=plan.notices,
@@ -161,102 +150,27 @@ def _make_call(plan: Plan, limits: Limits, command: Sequence[str], logs: Path, w
     )
 
 
-@contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    LOGGER.setLevel(logging.INFO)
-    LOGGER.addHandler(handler)
-    try:
-        yield
-    finally:
-        LOGGER.removeHandler(handler)
-        handler.close()
-
-
-@contextmanager
-def _work_folder(work_dir: Path | None, logs: Path) -> Iterator[Path]:
-    """Yield a folder of this call's own; it stays only if one of our faults left a crash file."""
-    if work_dir:
-        work_dir.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="slimbrain_", dir=work_dir))
-    try:
-        yield folder
-    finally:
-        if any(logs.glob("crash-*")):
-            LOGGER.warning("the work folder is kept for inspection: %s", folder)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def _run_graph(
-    participants: Sequence[Participant], call: Call, limits: Limits, watch: Watch
+    participants: Sequence[Participant], call: ParticipantCall, limits: Limits, watch: Watch
 ) -> None:
     """Run all nodes that can be run. A node that is lost takes its participant's report with it."""
-    _configure_nipype(call)
-    from slimbrain_app.workflow.graph import build_graph
-    from slimbrain_app.workflow.pool import Pool
 
-    graph = build_graph(participants, call)
-    write_text(call.output / "logs" / "CITATION.md", graph.visit_desc())
+    def build() -> Any:
+        from slimbrain_app.workflow.graph import build_graph
 
-    def follow(node: Any, event: str) -> None:
-        if event == "end" and hasattr(node, "run_name"):
-            watch(node.run_name, node.verb)
-            LOGGER.info("%s %s", node.verb, node.run_name)
-        if _stops_here(call):
-            raise RuntimeError("stopped on the first crash")
+        graph = build_graph(participants, call)
+        write_text(call.output / "logs" / "CITATION.md", graph.visit_desc())
+        return graph
 
-    plugin: Any = "Linear"
-    if limits.processes > 1:
-        plugin = Pool(
-            {
-                "status_callback": follow,
-                "n_procs": limits.processes,
-                "memory_gb": limits.memory_gb,
-                "raise_insufficient": False,
-            }
-        )
-    try:
-        graph.run(plugin=plugin, plugin_args={"status_callback": follow})
-    except RuntimeError as error:
-        LOGGER.error("the graph did not reach its end: %s", error)  # `_settle` says who is missing.
-    finally:
-        if limits.processes > 1:
-            plugin.end()
+    run_graph(build, call, limits, lambda node: watch(node.run_name, node.verb))
 
 
-def _stops_here(call: Call) -> bool:
-    wished = call.provenance.settings.compute.stop_on_first_crash
-    return wished and any(call.logs.glob("crash-*"))
-
-
-def _configure_nipype(call: Call) -> None:
-    from nipype import config
-
-    from slimbrain_app.workflow.pool import quieten_nipype
-
-    quieten_nipype()
-    config.update_config(
-        {
-            "execution": {
-                "poll_sleep_duration": str(POLL_SECONDS),
-                "crashdump_dir": str(call.work),
-                "crashfile_format": "txt",
-                "stop_on_first_crash": "false",
-                "check_version": "false",
-                "remove_unnecessary_outputs": "false",
-            }
-        }
-    )
-
-
-def _settle(participant: Participant, call: Call) -> None:
+def _settle(participant: Participant, call: ParticipantCall) -> None:
     """Report a participant whose own report node was never reached: a process was lost."""
     if has_status(call.output, participant.label):
         return
     done = tuple(run for run in participant.todo if is_current(call.output, run, call.provenance))
-    lost = tuple(_refuse_lost(run, call) for run in participant.todo if run not in done)
+    lost = tuple(refuse_lost(run, call) for run in participant.todo if run not in done)
     settled = replace(
         participant,
         todo=(),
@@ -264,19 +178,3 @@ def _settle(participant: Participant, call: Call) -> None:
         refused=(*participant.refused, *lost),
     )
     report_participant(settled, call, [])
-
-
-def _refuse_lost(run: Run, call: Call) -> Refusal:
-    stopped = _stops_here(call)
-    return Refusal(
-        run=run.name,
-        code="internal" if stopped else "worker-killed",
-        file=run.relative(run.bold),
-        expected="its process to live to the end",
-        found="a crash before its turn"
-        if stopped
-        else "that it was killed, for want of memory most likely",
-        advice="leave out --stop-on-first-crash"
-        if stopped
-        else "start again with a lower --nprocs, or with more memory",
-    )

@@ -16,13 +16,15 @@ from slimbrain_app.prepare.store import mask_image, mean_image
 from slimbrain_app.records import Notice, RepetitionTime, Run, RunStatus, Window
 from slimbrain_app.report import ReportContext, ReportedRun, write_report
 from slimbrain_app.workflow.plan import Participant
-from slimbrain_app.workflow.state import Call, RunState
+from slimbrain_app.workflow.state import ParticipantCall, RunState
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def report_participant(participant: Participant, call: Call, states: Sequence[RunState]) -> None:
+def report_participant(
+    participant: Participant, call: ParticipantCall, states: Sequence[RunState]
+) -> None:
     """Write ``sub-<label>.html`` and the status file; the prepared runs are let go.
 
     Parameters
@@ -64,7 +66,7 @@ def _report_done(state: RunState) -> ReportedRun:
     )
 
 
-def _report_current(run: Run, facts: Any, call: Call) -> ReportedRun:
+def _report_current(run: Run, facts: Any, call: ParticipantCall) -> ReportedRun:
     contract = call.package.contract
     windows = _read_table(call, name_output(run, contract, "windows", ".tsv"))
     mean = _read_table(call, name_output(run, contract, "embeddings", ".tsv", stat="mean"))
@@ -103,7 +105,7 @@ def _read_displacement(run: Run, facts: Any) -> tuple[float, ...] | None:
     return replace(confounds, dummy_scans=facts["DummyScans"]).kept_displacement
 
 
-def _read_table(call: Call, name: str) -> pd.DataFrame:
+def _read_table(call: ParticipantCall, name: str) -> pd.DataFrame:
     import pandas as pd
 
     return pd.read_csv(call.output / name, sep="\t", na_values="n/a")
@@ -128,7 +130,7 @@ def _summarise_current(run: Run, facts: Any) -> RunStatus:
     )
 
 
-def _describe_context(call: Call) -> ReportContext:
+def _describe_context(call: ParticipantCall) -> ReportContext:
     return ReportContext(
         settings=call.provenance.settings,
         model=call.provenance.model,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from slimbrain_app.bids.sidecars import Provenance
 from slimbrain_app.records import Embedding, Notice, PreparedRun, RankedRun, Refusal, Run, RunStatus
+from slimbrain_app.settings import Prepare
 
 if TYPE_CHECKING:
     from slimbrain_app.model.packages import Package
@@ -15,15 +16,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """What a participant-level call has decided before its first run."""
+    """What all steps of a call share: places, limits, and how runs are prepared.
 
-    dataset: Path
+    ``span_seconds`` must lie between a run's first and last volume: one window.
+    """
+
     output: Path
     logs: Path
     work: Path
+    threads: int
+    stop_on_first_crash: bool
+    prepare: Prepare
+    span_seconds: float
+
+    @property
+    def stops_here(self) -> bool:
+        """Whether a fault of ours ends the call, as was wished."""
+        return self.stop_on_first_crash and any(self.logs.glob("crash-*"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParticipantCall(Call):
+    """What a participant-level call has decided besides before its first run."""
+
     package: Package
     device: str
-    threads: int
     provenance: Provenance
     command: tuple[str, ...]
     notices: tuple[Notice, ...]
@@ -32,9 +49,13 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunState:
-    """A run, what is known of it so far, and the seconds each step took."""
+    """A run, what is known of it so far, and the seconds each step took.
+
+    ``folder`` is where its prepared run goes.
+    """
 
     run: Run
+    folder: Path
     prepared: PreparedRun | None = None
     ranked: RankedRun | None = None
     embedding: Embedding | None = None
