@@ -28,6 +28,7 @@ IGNORED = (
     "desc-slimbrain_calibration.*",
     "desc-slimbrain_corpus.*",
     "models",
+    "prepared",
     "*_prepared",
 )
 README = """# SlimBrain derivatives

@@ -86,7 +86,7 @@ def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: floa
         record = _write_arrays(temporary, run, series, placement, confounds)
         checksums = _sum_sources(run, series.sha256)
         making = asdict(settings)
-        record = _sign(replace(record, folder=folder, checksums=checksums), making)
+        record = sign(replace(record, folder=folder, checksums=checksums), making)
         store.write_record(temporary, record, _describe_making(run, run.sources, making))
     return record
 
@@ -118,7 +118,7 @@ def prepare_volumes(
     with files.whole_folder(folder) as temporary:
         placement = place_mask(run, mask, volumes.header.grid)
         record = _write_arrays(temporary, run, volumes, placement, confounds)
-        record = _sign(replace(record, folder=folder), making)
+        record = sign(replace(record, folder=folder), making)
         store.write_record(temporary, record, _describe_making(run, (), making))
     return record
 
@@ -322,7 +322,7 @@ def _sum_sources(run: Run, bold_sha256: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _sign(record: PreparedRun, settings: Mapping[str, Any]) -> PreparedRun:
+def sign(record: PreparedRun, settings: Mapping[str, Any]) -> PreparedRun:
     """Add the hash of all that made the record."""
     making = {
         "format": _FORMAT,

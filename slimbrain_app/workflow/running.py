@@ -97,9 +97,7 @@ def run_graph(
     try:
         graph.run(plugin=plugin, plugin_args={"status_callback": follow})
     except RuntimeError as error:  # Who is missing, the caller finds out.
-        LOGGER.error(
-            "the graph did not reach its end: %s", error
-        )
+        LOGGER.error("the graph did not reach its end: %s", error)
     finally:
         if limits.processes > 1:
             plugin.end()

@@ -1,0 +1,33 @@
+"""``participants.tsv``: what it says of people beside their images."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+TABLE = "participants.tsv"
+# Without case and marks: SITE_ID, site_id, Site and siteID are all in use.
+_SITES = ("site", "siteid", "sitename", "acquisitionsite", "center", "centre", "scannersite")
+_MISSING = ("", "n/a", "nan")
+
+
+def read_sites(dataset: Path) -> dict[str, str]:
+    """Return the site of each participant, by label, where the dataset states it."""
+    try:
+        text = (dataset / TABLE).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return {}  # No table, or none that can be read: sites are not needed.
+    rows = csv.DictReader(text.splitlines(), delimiter="\t")
+    column = next((name for name in rows.fieldnames or () if _plain(name) in _SITES), None)
+    if column is None:
+        return {}
+    sites = {
+        (row.get("participant_id") or "").removeprefix("sub-"): (row[column] or "").strip()
+        for row in rows
+    }
+    return {label: site for label, site in sites.items() if site.lower() not in _MISSING}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())

@@ -1,0 +1,89 @@
+"""Runs of a corpus plan, prepared by the verb of the participant level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from slimbrain_app.errors import Exit, RunRefused
+from slimbrain_app.files import lock, remove_leftovers
+from slimbrain_app.records import Recording, Refusal
+from slimbrain_app.workflow.corpus import CorpusPlan, Refused, Todo
+from slimbrain_app.workflow.resources import Limits
+from slimbrain_app.workflow.running import refuse_lost, run_graph
+from slimbrain_app.workflow.state import Call, RunState
+
+# Nipype's book-keeping grows with the square of the nodes.
+RUNS_PER_PROCESS = 16
+
+
+def lock_prepared(output: Path) -> AbstractContextManager[None]:
+    """Lock ``prepared/``, from before runs are looked for until they are prepared."""
+    return lock(output / "logs" / "prepared.lock", "prepared")
+
+
+def prepare_runs(
+    plan: CorpusPlan, call: Call, limits: Limits, watch: Callable[[str, str], None]
+) -> tuple[tuple[Recording, ...], tuple[Refused, ...]]:
+    """Prepare what is to be prepared; return all recordings, in order, and all refusals.
+
+    Raises
+    ------
+    RunRefused
+        ``still-written``: to train without a run that may be whole soon would be a waste;
+        ``internal`` where the call was to stop at a fault of ours.
+    """
+    for folder in (call.output / "prepared").glob("**/func/"):
+        remove_leftovers(folder)
+    recordings, refused = list(plan.recordings), list(plan.refused)
+    at_once = RUNS_PER_PROCESS * limits.processes
+    for first in range(0, len(plan.todo), at_once):
+        batch = plan.todo[first : first + at_once]
+        for todo, state in zip(batch, _run(batch, call, limits, watch), strict=True):
+            if state.refusal is not None:
+                refused.append(Refused(todo.dataset, state.refusal))
+            elif state.prepared is not None:
+                recordings.append(todo.record(state.prepared))
+        if call.stops_here:
+            break
+    for one in refused:
+        _judge(one.refusal, call)
+    return tuple(sorted(recordings, key=lambda one: (one.dataset, one.run))), tuple(refused)
+
+
+def _run(
+    batch: Sequence[Todo], call: Call, limits: Limits, watch: Callable[[str, str], None]
+) -> Iterator[RunState]:
+    """Run the graph; yield how each run has ended, in order."""
+    states = [RunState(run=todo.run, folder=todo.folder) for todo in batch]
+    ended: dict[Path, RunState] = {}
+
+    def collect(node: Any) -> None:
+        state = node.result.outputs.state
+        ended[state.folder] = state
+        watch(node.run_name, node.verb)
+
+    def build() -> Any:
+        from slimbrain_app.workflow.graph import build_corpus
+
+        return build_corpus(states, call)
+
+    run_graph(build, call, limits, collect)
+    for state in states:
+        lost = replace(state, refusal=refuse_lost(state.run, call))
+        yield ended.get(state.folder, lost)
+
+
+def _judge(refusal: Refusal, call: Call) -> None:
+    """Raise a run's refusal if it ends the call."""
+    if refusal.exit_code == Exit.TRY_AGAIN or (call.stops_here and refusal.code == "internal"):
+        raise RunRefused(
+            refusal.code,
+            file=refusal.file,
+            expected=refusal.expected,
+            found=refusal.found,
+            advice=refusal.advice,
+        )
