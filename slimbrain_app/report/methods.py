@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from slimbrain_app.records import ModelIdentity
-from slimbrain_app.settings import ParticipantSettings
+from slimbrain_app.records import Contract, ModelIdentity
+from slimbrain_app.settings import ParticipantSettings, Prepare, PretrainSettings, Rank
+
+if TYPE_CHECKING:
+    from slimbrain_app.training.log import Start
 
 _REFERENCES = {
     "bids": "Gorgolewski KJ, Auer T, Calhoun VD, et al. (2016). The brain imaging data structure, "
@@ -26,6 +31,27 @@ _REFERENCES = {
     "hiera": "Ryali C, Hu YT, Bolya D, et al. (2023). Hiera: a hierarchical vision transformer "
     "without the bells-and-whistles. Proceedings of the 40th International Conference on Machine "
     "Learning, PMLR 202:29441-29454. https://arxiv.org/abs/2306.00989",
+    "jepa": "Assran M, Duval Q, Misra I, et al. (2023). Self-supervised learning from images with "
+    "a joint-embedding predictive architecture. IEEE/CVF Conference on Computer Vision and Pattern "
+    "Recognition, 15619-15629. https://arxiv.org/abs/2301.08243",
+    "mae": "He K, Chen X, Xie S, Li Y, Dollar P, Girshick R (2022). Masked autoencoders are "
+    "scalable vision learners. IEEE/CVF Conference on Computer Vision and Pattern Recognition, "
+    "16000-16009. https://arxiv.org/abs/2111.06377",
+    "kinds": "Dong Z, Li R, Wu Y, et al. (2024). Brain-JEPA: brain dynamics foundation model with "
+    "gradient positioning and spatiotemporal masking. Advances in Neural Information Processing "
+    "Systems 37. https://arxiv.org/abs/2409.19407",
+    "centre": "Caron M, Touvron H, Misra I, et al. (2021). Emerging properties in self-supervised "
+    "vision transformers. IEEE/CVF International Conference on Computer Vision, 9650-9660. "
+    "https://arxiv.org/abs/2104.14294",
+    "adamw": "Loshchilov I, Hutter F (2019). Decoupled weight decay regularization. International "
+    "Conference on Learning Representations. https://arxiv.org/abs/1711.05101",
+    "rank": "Garrido Q, Balestriero R, Najman L, LeCun Y (2023). RankMe: assessing the downstream "
+    "performance of pretrained self-supervised representations by their rank. Proceedings of the "
+    "40th International Conference on Machine Learning, PMLR 202:10929-10974. "
+    "https://arxiv.org/abs/2210.02885",
+    "torch": "Paszke A, Gross S, Massa F, et al. (2019). PyTorch: an imperative style, "
+    "high-performance deep learning library. Advances in Neural Information Processing Systems 32. "
+    "https://arxiv.org/abs/1912.01703",
     "nipype": "Gorgolewski K, Burns CD, Madison C, et al. (2011). Nipype: a flexible, lightweight "
     "and extensible neuroimaging data processing framework in Python. Frontiers in "
     "Neuroinformatics 5:13. https://doi.org/10.3389/fninf.2011.00013",
@@ -53,25 +79,54 @@ def describe_methods(
     software : mapping of str to str
         Package and version; ``SlimBrain``, ``Nipype`` and ``nibabel`` stand in the text.
     """
-    paragraphs = [
-        _describe_preparation(settings, model, software),
-        _describe_selection(settings, model),
+    return _join(
+        _describe_preparation(settings.prepare, model.contract, software),
+        _describe_selection(settings.rank, model.contract),
         _describe_encoding(settings, model),
         _describe_software(software),
-    ]
-    keys = [key for key in _REFERENCES if settings.rank.fd_threshold or key != "displacement"]
-    references = "\n".join(f"- {_REFERENCES[key]}" for key in keys)
-    return "\n\n".join([*paragraphs, "## References", references]) + "\n"
+    )
 
 
-def _describe_preparation(
-    settings: ParticipantSettings, model: ModelIdentity, software: Mapping[str, str]
+def describe_pretraining(
+    settings: PretrainSettings, contract: Contract, start: Start, software: Mapping[str, str]
 ) -> str:
-    contract = model.contract
+    """Return the methods text of a pretraining in Markdown, like `describe_methods`.
+
+    Parameters
+    ----------
+    start : Start
+        The log's, which knows what the settings left to the preset.
+    """
+    return _join(
+        _describe_preparation(settings.prepare, contract, software),
+        " ".join([_describe_selection(settings.rank, contract), _describe_extractor(settings)]),
+        _describe_objective(settings),
+        _describe_optimisation(settings, start, software),
+        _describe_software(software),
+    )
+
+
+def _join(*paragraphs: str) -> str:
+    """Join paragraphs and the references that they cite."""
+    text = "\n\n".join(paragraphs)
+    cited = [reference for reference in _REFERENCES.values() if _cite(reference) in text]
+    references = "\n".join(f"- {reference}" for reference in cited)
+    return f"{text}\n\n## References\n\n{references}\n"
+
+
+def _cite(reference: str) -> str:
+    """Return how a text names a reference: ``He et al., 2022``."""
+    pair = re.match(r"(\w+) \w+, (\w+) \w+ \(", reference)
+    year = re.search(r" \((\d{4})\)", reference)
+    names = f"{pair[1]} and {pair[2]}" if pair else f"{reference.split()[0]} et al."
+    return f"{names}, {year[1]}" if year else names
+
+
+def _describe_preparation(prepare: Prepare, contract: Contract, software: Mapping[str, str]) -> str:
     grid = " x ".join(str(edge) for edge in contract.shape)
     scaling = {"voxel": "each voxel's own", "global": "the whole brain's"}
     channels = " and, as a second channel, ".join(scaling[name] for name in contract.channels)
-    dummies = settings.prepare.dummy_scans
+    dummies = prepare.dummy_scans
     start = (
         "Leading non-steady-state volumes, as marked in the confounds, were left out."
         if dummies is None
@@ -88,8 +143,7 @@ def _describe_preparation(
     )
 
 
-def _describe_selection(settings: ParticipantSettings, model: ModelIdentity) -> str:
-    rank, contract = settings.rank, model.contract
+def _describe_selection(rank: Rank, contract: Contract) -> str:
     count = "All windows" if rank.windows == "all" else f"Up to {rank.windows} windows"
     guard = (
         f" Windows in which too many frames had a framewise displacement (Power et al., 2012) "
@@ -120,6 +174,69 @@ def _describe_encoding(settings: ParticipantSettings, model: ModelIdentity) -> s
     )
 
 
+def _describe_extractor(settings: PretrainSettings) -> str:
+    passes, mode = settings.extract.passes, settings.rank.mode
+    if mode not in ("mutual", "representative", "novelty"):
+        return "Windows were drawn from these at random."
+    scorer = (
+        f"a temporal extractor, which was trained on whole runs first ({passes} passes)"
+        if passes
+        else "the shares of variance that parts of the run have in common, without a trained "
+        "extractor"
+    )
+    return f"Windows were compared by {scorer}; the training drew from the selected ones at random."
+
+
+def _describe_objective(settings: PretrainSettings) -> str:
+    hide, objective = settings.hide, settings.objective
+    hidden = (
+        f"the four-dimensional hierarchical vision transformer (Ryali et al., 2023) of SLIM-Brain "
+        f"(Wang et al., 2025), preset '{settings.preset}', saw "
+        f"{100 * hide.visible_times:g} % of the times and {100 * hide.visible_places:g} % of the "
+        f"places with brain in a window; the rest was left out of its computation."
+    )
+    weights = ", ".join(f"{weight:.3g}" for weight in objective.weights)
+    kinds = (
+        f"Losses of visible places at hidden times, hidden places at visible times, and hidden "
+        f"places at hidden times (after Dong et al., 2024) were averaged apart and weighted by "
+        f"{weights}."
+    )
+    if objective.name == "mae":
+        return (
+            f"As a masked autoencoder (He et al., 2022), {hidden} A decoder predicted the "
+            f"signal of hidden cells, standardised within each, under squared error. {kinds}"
+        )
+    return (
+        f"By joint-embedding prediction (Assran et al., 2023), {hidden} A predictor told the "
+        f"features of hidden cells that a target encoder makes of the whole window, under a smooth "
+        f"L1 loss. The target encoder's weights are a moving average of the encoder's, with a "
+        f"momentum from {objective.momentum:g} to {objective.last_momentum:g}; a running centre "
+        f"(Caron et al., 2021) was taken off its features before they were normalised. {kinds} "
+        f"Collapse was watched for by the features' spread and effective rank (Garrido et al., "
+        f"2023)."
+    )
+
+
+def _describe_optimisation(
+    settings: PretrainSettings, start: Start, software: Mapping[str, str]
+) -> str:
+    train = settings.train
+    kept_out = settings.corpus.validation
+    validation = (
+        f" {100 * kept_out:g} % of the people were kept out to validate." if kept_out else ""
+    )
+    return (
+        f"The training made {start.passes} passes over all runs, {start.steps} steps of "
+        f"{start.batch} windows, {start.windows_per_run} of each run in a pass, with AdamW "
+        f"(Loshchilov and Hutter, 2019; betas 0.9 and 0.95, weight decay "
+        f"{train.weight_decay:g}) in {_named('PyTorch', software)} (Paszke et al., 2019). The "
+        f"learning rate rose over {100 * train.warm_up:g} % of the steps to "
+        f"{train.rate * start.batch / 64:.3g} and fell to {train.last_rate:g} as a cosine; "
+        f"gradients were clipped at a norm of {train.clip:g}.{validation} The random seed was "
+        f"{settings.seed}."
+    )
+
+
 def _describe_software(software: Mapping[str, str]) -> str:
     return (
         f"Images were read with {_named('nibabel', software)} (Brett et al.), and the workflow "
@@ -128,5 +245,7 @@ def _describe_software(software: Mapping[str, str]) -> str:
 
 
 def _named(package: str, software: Mapping[str, str]) -> str:
-    version = {name.lower(): text for name, text in software.items()}.get(package.lower())
+    names = {"pytorch": "torch"}
+    versions = {name.lower(): text for name, text in software.items()}
+    version = versions.get(names.get(package.lower(), package.lower()))
     return f"{package} {version}" if version else package

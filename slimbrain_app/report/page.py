@@ -8,13 +8,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slimbrain_app.errors import REASONS
 from slimbrain_app.files import write_text
 from slimbrain_app.records import Refusal
 from slimbrain_app.report.contents import ReportContext, ReportedRun
 from slimbrain_app.settings import write_settings
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # Mail servers stop at 5 MB; a megabyte is left for the text.
 INLINE_BYTES = 4_000_000
@@ -83,28 +86,36 @@ def render_page(
     drawings: Mapping[str, Sequence[Drawing]],
 ) -> str:
     """Return the page's HTML; ``drawings`` are by run name."""
+    return (
+        make_environment()
+        .get_template("participant.html.jinja")
+        .render(
+            participant=participant,
+            runs=runs,
+            refused=group_by_code(refused),
+            refusals=refused,
+            context=context,
+            command=shlex.join(context.command),
+            settings=write_settings(context.settings),
+            drawings=drawings,
+            reasons=REASONS,
+            rungs=RUNGS,
+            origins=ORIGINS,
+        )
+    )
+
+
+def make_environment() -> Environment:
+    """Return what renders the templates of this room: all is escaped, and no path is told."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("slimbrain_app", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=hide_paths,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template("participant.html.jinja").render(
-        participant=participant,
-        runs=runs,
-        refused=_by_code(refused),
-        refusals=refused,
-        context=context,
-        command=shlex.join(context.command),
-        settings=write_settings(context.settings),
-        drawings=drawings,
-        reasons=REASONS,
-        rungs=RUNGS,
-        origins=ORIGINS,
     )
 
 
@@ -159,7 +170,8 @@ def _fit_in(drawings: Mapping[str, Iterable[Drawing]]) -> dict[str, list[Drawing
     return fitted
 
 
-def _by_code(refused: Iterable[Refusal]) -> dict[str, list[Refusal]]:
+def group_by_code(refused: Iterable[Refusal]) -> dict[str, list[Refusal]]:
+    """Return refusals by their reason, in the order in which reasons come up."""
     groups = defaultdict(list)
     for refusal in refused:
         groups[refusal.code].append(refusal)

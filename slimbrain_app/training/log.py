@@ -146,9 +146,7 @@ class End:
 
 
 Event = Start | Extract | Step | Reading | Validation | Probe | Alarm | Checkpoint | Resume | End
-Kind = TypeVar(
-    "Kind", Start, Extract, Step, Reading, Validation, Probe, Alarm, Checkpoint, Resume, End
-)
+Kind = TypeVar("Kind", bound=Event)
 
 _EVENTS: dict[str, type[Any]] = {
     "start": Start,
@@ -284,8 +282,8 @@ def read_log(path: Path) -> tuple[Event, ...]:
     return tuple(event for _, event in _list_lines(path, text))
 
 
-def pick(events: Sequence[Event], kind: type[Kind]) -> list[Kind]:
-    """Return the events of one kind, in order."""
+def pick(events: Sequence[Event], kind: type[Kind] | tuple[type[Kind], ...]) -> list[Kind]:
+    """Return the events of one kind or of several, in order."""
     return [event for event in events if isinstance(event, kind)]
 
 
