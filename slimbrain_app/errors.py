@@ -130,6 +130,7 @@ REASONS: Mapping[str, Reason] = {
     "disk-full": _call(Exit.CANNOT_WRITE, "no space left"),
     "device-missing": _call(Exit.UNAVAILABLE, "the device asked for does not answer"),
     "extra-missing": _call(Exit.UNAVAILABLE, "an optional package is not installed"),
+    "cohort-bad": _call(Exit.DATA, "series, atlas and phenotypes do not fit together"),
     "log-bad": _call(Exit.CONFIGURATION, "the log of a training is damaged or not understood"),
     "too-few": _call(Exit.DATA, "too few people to train on"),
     "corpus-changed": _call(Exit.DATA, "the runs to train on are not those of the checkpoint"),
