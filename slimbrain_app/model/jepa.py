@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from slimbrain_app.model.batches import Batch
 from slimbrain_app.model.encoder import Encoder
+from slimbrain_app.model.masking import KINDS
 from slimbrain_app.model.objective import Evidence, Loss, Objective, compare
 from slimbrain_app.model.predictor import Predictor, PredictorSizes
 
@@ -49,7 +50,7 @@ class JepaSettings:
         return self.last_momentum - (self.last_momentum - self.first_momentum) * left
 
 
-# Share of the centre that stays from batch to batch, as in DINO (Caron and others 2021, arXiv
+# Share of the centre that stays from step to step, as in DINO (Caron and others 2021, arXiv
 # 2104.14294). Without a centre both encoders agree on a vector common to all cells within a
 # hundred steps, normalised targets hardly differ any more, and the loss is next to nothing.
 _CENTRE_MOMENTUM = 0.9
@@ -78,10 +79,14 @@ class Jepa(Objective):
     Attributes
     ----------
     centre : Tensor, shape (width,)
-        Running mean of the targets over the batches of a training.
+        Running mean of the targets over the steps of a training. It moves when a step ends, by the
+        mean of all targets of the step, so that it does not matter how a step is split.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = KINDS
     centre: Tensor
+    target_sum: Tensor
+    target_count: Tensor
 
     def __init__(self, encoder: Encoder, settings: JepaSettings, seed: int = 0) -> None:
         super().__init__()
@@ -90,6 +95,9 @@ class Jepa(Objective):
         self.context = encoder
         self.target = copy.deepcopy(encoder).requires_grad_(False).eval()
         self.register_buffer("centre", torch.zeros(width))
+        # Of the step under way; 0 between steps, when checkpoints are written.
+        self.register_buffer("target_sum", torch.zeros(width), persistent=False)
+        self.register_buffer("target_count", torch.zeros(()), persistent=False)
         self.predictor = Predictor(settings.predictor, encoder.sizes.final_grid, width, width, seed)
 
     @property
@@ -108,7 +116,8 @@ class Jepa(Objective):
         guesses = self.predictor(context, batch.layout).float()
         cells, targets = self.encode_targets(batch)
         if self.training:
-            self.centre.lerp_(targets.mean(0), 1 - _CENTRE_MOMENTUM)
+            self.target_sum += targets.sum(0)
+            self.target_count += len(targets)
         truths = functional.layer_norm(targets - self.centre, self.centre.shape)
         errors = batch.targets.average(compare(guesses, truths), batch.views)
         return Loss(
@@ -124,12 +133,22 @@ class Jepa(Objective):
         cells = self.target.encode_cells(batch.patches, batch.whole)
         return cells, self.target.encoder_norm(cells[batch.targets.rows]).float()
 
+    def list_sums(self) -> list[Tensor]:
+        return [self.target_sum, self.target_count]
+
     def end_step(self, share: float) -> None:
+        self._move_centre()
         self.update_target(self.settings.momentum(share))
 
     def update_target(self, momentum: float) -> None:
         """Let the target encoder follow: ``momentum`` of it stays."""
         follow(self.target, self.context, momentum)
+
+    def _move_centre(self) -> None:
+        mean = self.target_sum / self.target_count.clamp(min=1)
+        self.centre.lerp_(mean, (1 - _CENTRE_MOMENTUM) * (self.target_count > 0))
+        self.target_sum.zero_()
+        self.target_count.zero_()
 
 
 @torch.no_grad()

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from slimbrain_app.model.batches import Batch
 from slimbrain_app.model.encoder import Encoder
+from slimbrain_app.model.masking import KINDS
 from slimbrain_app.model.objective import Loss, Objective
 from slimbrain_app.model.predictor import Predictor, PredictorSizes
 from slimbrain_app.model.presets import EncoderSizes
@@ -44,6 +46,8 @@ class Mae(Objective):
     seed : int
         Of the decoder's first weights.
     """
+
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def __init__(self, encoder: Encoder, settings: MaeSettings, seed: int = 0) -> None:
         super().__init__()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,8 +45,8 @@ class Loss:
     total : Tensor, scalar
         Sum over views; divide by the views of the whole step before going backwards.
     views : int
-    kinds : Tensor, shape (3,)
-        Sum over views of the mean error of each kind, without gradient.
+    kinds : Tensor, shape (kinds,)
+        Sum over views of the mean error of each of the objective's kinds, without gradient.
     evidence : Evidence or None
         For the monitors, where the objective can collapse.
     """
@@ -59,7 +61,14 @@ class Objective(nn.Module, ABC):
     """A way to train an encoder: batch in, `Loss` out.
 
     What has ``requires_grad`` is for the optimiser.
+
+    Attributes
+    ----------
+    kinds : tuple of str
+        Names of the kinds of errors that make up the loss.
     """
+
+    kinds: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abstractmethod
@@ -69,8 +78,24 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch) -> Loss: ...
 
+    def lose_nothing(self) -> Loss:
+        """Return the loss of no view: 0, with a gradient of 0 for every trainable parameter."""
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        total = torch.stack([parameter.sum() for parameter in trainable]).sum() * 0
+        return Loss(total=total, views=0, kinds=total.new_zeros(len(self.kinds)))
+
+    def list_sums(self) -> list[Tensor]:
+        """Return what the passes of a step add up, for processes to add up before `end_step`."""
+        return []
+
     def end_step(self, share: float) -> None:
         """Follow the optimiser's step; ``share`` of all steps is done."""
+
+    def recompute(self, wanted: bool) -> None:
+        """Compute activations of encoders again on the way back, instead of keeping them."""
+        for module in self.modules():
+            if isinstance(module, Encoder):
+                module.checkpointing = wanted
 
 
 def compare(guesses: Tensor, truths: Tensor) -> Tensor:

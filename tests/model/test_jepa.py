@@ -223,26 +223,90 @@ def test_what_all_targets_share_is_not_predicted(jepa, views, fine):
     jepa.train()
     for _ in range(100):
         before = find_truths(jepa, batch)
+        jepa.end_step(1.0)  # The target encoder rests.
     assert_close(jepa.centre, jepa.encode_targets(batch)[1].mean(0), rtol=1e-3, atol=1e-3)
     with torch.no_grad():
         jepa.target.encoder_norm.bias.add_(torch.linspace(-3, 3, len(jepa.centre)))
     assert not torch.isclose(find_truths(jepa, batch), before, atol=0.5).all()
     for _ in range(150):
         after = find_truths(jepa, batch)
+        jepa.end_step(1.0)
     assert_close(after, before, rtol=1e-3, atol=1e-3)
 
 
 def test_the_centre_rests_in_evaluation(jepa, views, fine):
     centre = jepa.centre.clone()
     jepa(collate_views(views, fine))
+    jepa.end_step(1.0)
     assert torch.equal(jepa.centre, centre)
     jepa.train()(collate_views(views, fine))
+    jepa.end_step(1.0)
     assert not torch.equal(jepa.centre, centre)
+
+
+def test_the_centre_rests_until_the_step_ends(jepa, views, fine):
+    batch = collate_views(views, fine)
+    first = jepa.train()(batch).total
+    assert torch.equal(jepa(batch).total, first)
+    jepa.end_step(1.0)
+    assert not torch.equal(jepa(batch).total, first)
+
+
+def test_a_step_moves_the_centre_alike_however_it_is_split(jepa, views, fine):
+    other = copy.deepcopy(jepa.train()).train()
+    for _ in range(3):
+        jepa(collate_views(views, fine))
+        for part in (views[:1], views[1:]):
+            other(collate_views(part, fine))
+        jepa.end_step(1.0)
+        other.end_step(1.0)
+    assert jepa.centre.any()
+    assert_close(jepa.centre, other.centre, rtol=1e-5, atol=1e-6)
+
+
+def test_sums_of_two_processes_make_the_centre_of_one(jepa, views, fine):
+    one, other = copy.deepcopy(jepa.train()).train(), copy.deepcopy(jepa).train()
+    jepa(collate_views(views, fine))
+    one(collate_views(views[:1], fine))
+    other(collate_views(views[1:], fine))
+    for mine, theirs in zip(one.list_sums(), other.list_sums(), strict=True):
+        mine += theirs
+    for trained in (jepa, one):
+        trained.end_step(1.0)
+    assert_close(jepa.centre, one.centre, rtol=1e-5, atol=1e-6)
+
+
+def test_no_view_loses_nothing_and_gives_every_trainable_parameter_a_gradient_of_zero(jepa):
+    loss = jepa.lose_nothing()
+    loss.total.backward()
+    assert (loss.total.item(), loss.views, loss.kinds.tolist()) == (0.0, 0, [0.0, 0.0, 0.0])
+    for parameter in jepa.parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad
+        assert parameter.grad is None or not parameter.grad.any()
+
+
+def test_recomputing_changes_neither_loss_nor_gradients_and_keeps_less(jepa, views, fine):
+    batch = collate_views(views, fine)
+    found = []
+    for wanted in (False, True):
+        jepa.recompute(wanted)
+        jepa.zero_grad()
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            total = jepa(batch).total
+        total.backward()
+        gradients = [p.grad.clone() for p in jepa.parameters() if p.requires_grad]
+        found.append((total.detach(), gradients, sum(kept)))
+    assert_close(found[0][:2], found[1][:2])
+    assert found[1][2] < found[0][2] / 2
 
 
 def test_a_checkpoint_holds_all_that_a_later_step_needs(jepa, views, fine):
     batch = collate_views(views, fine)
     jepa.train()(batch)
+    jepa.end_step(0.5)
     other = Jepa(Encoder(fine, seed=8), SETTINGS, seed=9)
     other.load_state_dict(jepa.state_dict())
     assert torch.equal(other(batch).total, jepa(batch).total)
