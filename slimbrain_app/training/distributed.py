@@ -27,8 +27,8 @@ from slimbrain_app.model.objective import Loss, Objective
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # To find one another; nodes of a cluster do not start at the same time.
 _MEETING = timedelta(minutes=5)
-# Of a single exchange. The slowest process may be reading from a cold disk.
-_PATIENCE = timedelta(hours=1)
+# Of a single exchange. Between passes the others wait while the first process validates.
+_PATIENCE = timedelta(hours=6)
 _POLL_SECONDS = 0.5
 
 
@@ -59,7 +59,8 @@ class Processes:
     def sum(self, tensor: Tensor) -> Tensor:
         """Add a tensor up over processes, in place; each has the same afterwards."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with _in_touch():
+                dist.all_reduce(tensor)
         return tensor
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
@@ -73,7 +74,8 @@ class Processes:
         """Return the text of each process, by rank."""
         texts: list[Any] = [text] * self.size
         if self.size > 1:
-            dist.all_gather_object(texts, text)
+            with _in_touch():
+                dist.all_gather_object(texts, text)
         return texts
 
     def run_first(self, name: str, work: Callable[[], None]) -> None:
@@ -162,7 +164,8 @@ class Replica:
     def add_gradients(self) -> None:
         """Replace each process's gradients by their sum over processes."""
         if self.shared is not None:
-            torch.autograd.backward(self.shared(None).total)
+            with _in_touch():
+                torch.autograd.backward(self.shared(None).total)
             for parameter in self.objective.parameters():
                 if parameter.grad is not None:
                     parameter.grad *= self.size  # DistributedDataParallel has taken the mean.
@@ -199,6 +202,15 @@ def process_failed(found: str) -> CallRefused:
 
 
 @contextmanager
+def _in_touch() -> Iterator[None]:
+    """Refuse where the others can't be reached any more."""
+    try:
+        yield
+    except RuntimeError as error:  # All that torch's ways to talk raise is one.
+        raise process_failed(str(error).splitlines()[0]) from error
+
+
+@contextmanager
 def _told(store: dist.Store, name: str) -> Iterator[None]:
     """Tell the others how the block ended."""
     try:
@@ -211,9 +223,10 @@ def _told(store: dist.Store, name: str) -> Iterator[None]:
 
 def _wait(store: dist.Store, name: str) -> bytes:
     # Asked again and again, so that signals are heeded and no time-out is met.
-    while not store.check([name]):
-        time.sleep(_POLL_SECONDS)
-    return bytes(store.get(name))
+    with _in_touch():
+        while not store.check([name]):
+            time.sleep(_POLL_SECONDS)
+        return bytes(store.get(name))
 
 
 def _read_ranks(environment: Mapping[str, str]) -> tuple[int, int, int]:
