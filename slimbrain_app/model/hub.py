@@ -31,7 +31,7 @@ from slimbrain_app.model.packages import (
 HUB = "https://huggingface.co"
 
 _IDENTIFIER = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
-_ENDINGS = (".safetensors", ".json", ".md")
+_ENDINGS = (".safetensors", ".json", ".jsonl", ".md", ".tsv")
 _PATIENCE = 30.0  # s without a byte
 _CHUNK = 1 << 20
 _BY_HAND = "or copy the package by hand and give its folder"

@@ -7,9 +7,11 @@
     ├── extractor.safetensors   the temporal extractor, where there is one
     ├── config.json             preset, sizes, contract, whether trained
     ├── card.md                 for people: origin, licence, what it is not for
+    ├── ...                     of a trained package: its training's record
     └── checksums.json          SHA-256 of each file
 
-Weights are data: nothing in a package is ever executed.
+Weights are data: nothing in a package is ever executed. A training keeps its state in
+``checkpoints/``, in the same folder, until the package is whole.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -28,17 +31,20 @@ import torch
 from torch import Tensor, nn
 
 from slimbrain_app.errors import CallRefused
-from slimbrain_app.files import sha256_of, whole_folder
+from slimbrain_app.files import TEMPORARY, sha256_of, whole_folder
 from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
 from slimbrain_app.model.presets import CONTRACTS, PRESETS, EncoderSizes
-from slimbrain_app.records import Contract, ModelIdentity, Notice
+from slimbrain_app.records import Contract, ModelIdentity, Notice, PreparedRun
 
 MODEL = "model.safetensors"
 EXTRACTOR = "extractor.safetensors"
 CONFIG = "config.json"
 CARD = "card.md"
 CHECKSUMS = "checksums.json"
+# SHA-256 of the BOLD files that the weights, or decisions about them, were drawn from: no names.
+SEEN = "seen.json"
+CHECKPOINTS = "checkpoints"
 
 _FLOATS = ("F32", "F16", "BF16")
 _AGAIN = "copy or make the package again"
@@ -162,9 +168,13 @@ def save_package(
     extractor: TemporalExtractor | None = None,
     *,
     card: str,
+    records: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Package:
     """Write a package, whole or not at all; one that stands there already is replaced.
+
+    Where a training left its ``checkpoints/`` in the folder, they are removed once the package is
+    whole, and not before: a call that is killed here can be made again.
 
     Parameters
     ----------
@@ -176,6 +186,8 @@ def save_package(
     extractor : TemporalExtractor, optional
     card : str
         Markdown for people: origin, licence, what the package is not for.
+    records : mapping of str to str, optional
+        More text files by name, such as the training's log and `describe_seen`.
     dtype : torch.dtype
         In which weights are stored; they are computed with in float32.
 
@@ -189,14 +201,21 @@ def save_package(
         networks[EXTRACTOR] = extractor
     if config.encoder != encoder.sizes or config.extractor != (extractor and extractor.sizes):
         raise ValueError("the sizes in the configuration are not those of the networks")
+    texts = {CARD: card, **(records or {})}
+    if len(texts) <= len(records or {}) or texts.keys() & {*networks, CONFIG, CHECKSUMS}:
+        raise ValueError("a record has the name of another part of the package")
     _check_replaceable(folder)
-    with whole_folder(folder) as temporary:
+    training = folder / CHECKPOINTS
+    with whole_folder(training / "package" if training.is_dir() else folder) as temporary:
         for name, network in networks.items():
             _save_weights(network, temporary / name, dtype)
         _write_json(temporary / CONFIG, asdict(config))
-        (temporary / CARD).write_text(card, encoding="utf-8")
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
         digests = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
         _write_json(temporary / CHECKSUMS, digests)
+    if training.is_dir():
+        _end_training(folder)
     return load_package(folder)
 
 
@@ -242,6 +261,30 @@ def read_checksums(folder: Path) -> dict[str, str]:
     if not plain:
         raise _bad(file, "file names with their SHA-256", "something else", _AGAIN)
     return dict(digests)
+
+
+def describe_seen(recordings: Iterable[PreparedRun]) -> str:
+    """Return the text of ``seen.json`` for the runs of a training and its validation.
+
+    It tells a BOLD file that was among them, and nothing of one that isn't at hand.
+    """
+    digests = {digest for prepared in recordings for digest in _bold_digests(prepared)}
+    return json.dumps({"bold_sha256": sorted(digests)}, indent=0) + "\n"
+
+
+def note_seen(package: Package, prepared: PreparedRun) -> tuple[Notice, ...]:
+    """Return a notice if the run's BOLD file was used in the package's training."""
+    file = package.folder / SEEN
+    seen = json.loads(file.read_bytes())["bold_sha256"] if file.is_file() else ()
+    if _bold_digests(prepared).isdisjoint(seen):
+        return ()
+    return (
+        Notice(
+            code="seen-in-training",
+            message="the model's weights were trained on this run, or chosen by it: what is found "
+            "in its embedding says nothing of runs that the model hasn't seen",
+        ),
+    )
 
 
 def digest_package(digests: Mapping[str, str]) -> str:
@@ -317,7 +360,8 @@ def _find(name_or_folder: str | Path, search: Sequence[Path]) -> Path:
 
 def _check_replaceable(folder: Path) -> None:
     is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not is_new and not (folder / CHECKSUMS).is_file():
+    is_ours = (folder / CHECKSUMS).is_file() or (folder / CHECKPOINTS).is_dir()
+    if not is_new and not is_ours:
         raise CallRefused(
             "usage",
             file=folder,
@@ -325,6 +369,28 @@ def _check_replaceable(folder: Path) -> None:
             found="a folder with other things in it",
             advice="name another one",
         )
+
+
+def _end_training(folder: Path) -> None:
+    """Bring the package out of the checkpoints and remove them, safe to be killed anywhere.
+
+    Checksums go first and come last, so that a mixture of an older package and this one is never
+    taken for whole; and checkpoints are renamed before they are removed one by one.
+    """
+    made, spent = folder / CHECKPOINTS / "package", folder / f"{TEMPORARY}{CHECKPOINTS}"
+    names = [*sorted({file.name for file in made.iterdir()} - {CHECKSUMS}), CHECKSUMS]
+    (folder / CHECKSUMS).unlink(missing_ok=True)
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()
+    for name in names:
+        (made / name).replace(folder / name)
+    shutil.rmtree(spent, ignore_errors=True)
+    (folder / CHECKPOINTS).replace(spent)
+    shutil.rmtree(spent)
+
+
+def _bold_digests(prepared: PreparedRun) -> set[str]:
+    return {digest for name, digest in prepared.checksums if "_bold." in name}
 
 
 def _check_files(folder: Path) -> dict[str, str]:

@@ -87,7 +87,7 @@ class Rank(Step):
     """Order the run's windows by saliency and select the best."""
 
     def advance(self, state: RunState, call: ParticipantCall) -> RunState:
-        from slimbrain_app.model.packages import load_extractor
+        from slimbrain_app.model.packages import load_extractor, note_seen
         from slimbrain_app.ranking import rank_run
 
         settings = call.provenance.settings
@@ -100,7 +100,8 @@ class Rank(Step):
             settings.seed,
             state.run.name,
         )
-        return replace(state, ranked=ranked)
+        notices = (*ranked.notices, *note_seen(call.package, state.prepared))
+        return replace(state, ranked=replace(ranked, notices=notices))
 
 
 class Encode(Step):

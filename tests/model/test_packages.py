@@ -19,14 +19,16 @@ from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
 from slimbrain_app.model.packages import (
     Config,
     create_package,
+    describe_seen,
     installed_packages,
     load_encoder,
     load_extractor,
     load_package,
+    note_seen,
     save_package,
 )
 from slimbrain_app.model.presets import CONTRACTS, PRESETS
-from slimbrain_app.records import Contract
+from slimbrain_app.records import Contract, PreparedRun
 
 
 @pytest.fixture(scope="module")
@@ -329,3 +331,105 @@ def test_a_missing_package_is_refused_with_the_nearest_name(made):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(CallRefused, match="package-missing"):
         load_package(tmp_path / "none")
+
+
+def save_trained(folder: Path, **given) -> None:
+    encoder = Encoder(PRESETS["tiny"], seed=1)
+    config = Config(
+        preset="tiny",
+        trained=True,
+        seed=1,
+        contract=CONTRACTS["tiny"],
+        encoder=encoder.sizes,
+    )
+    save_package(folder, config, encoder, card="# trained", **given)
+
+
+def test_records_are_part_of_the_package(tmp_path):
+    folder = tmp_path / "one"
+    save_trained(folder, records={"training.jsonl": "{}\n", "corpus.tsv": "a\tb\n"})
+    assert (folder / "training.jsonl").read_text() == "{}\n"
+    (folder / "corpus.tsv").write_text("a\tc\n")
+    assert str(refusal(folder).file).endswith("corpus.tsv")
+
+
+@pytest.mark.parametrize("name", ["card.md", "config.json", "checksums.json", "model.safetensors"])
+def test_a_record_never_takes_the_place_of_another_part(tmp_path, name):
+    with pytest.raises(ValueError, match="name"):
+        save_trained(tmp_path / "one", records={name: ""})
+    assert not list(tmp_path.iterdir())
+
+
+def make_training(folder: Path) -> Path:
+    (folder / "checkpoints" / "deep").mkdir(parents=True)
+    (folder / "checkpoints" / "deep" / "state").write_text("so far")
+    return folder
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_whole_package_takes_the_place_of_its_checkpoints(tmp_path, older):
+    folder = tmp_path / "one"
+    if older:
+        save_trained(folder, records={"old.tsv": ""})
+    save_trained(make_training(folder), records={"training.jsonl": "{}\n"})
+    assert load_package(folder).trained
+    stated = json.loads((folder / "checksums.json").read_text())
+    left = {path.name for path in folder.iterdir()} - {"old.tsv"}
+    assert left == {*stated, "checksums.json"}
+
+
+@pytest.mark.parametrize("calls", range(1, 9))
+def test_a_call_killed_at_any_move_loses_no_checkpoint_and_can_be_made_again(
+    tmp_path, monkeypatch, calls
+):
+    folder = make_training(tmp_path / "one")
+    replace_, left = Path.replace, calls
+
+    def move(self, target):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        return replace_(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", move)
+        try:
+            save_trained(folder, records={"a.tsv": "", "b.tsv": ""})
+        except KeyboardInterrupt:
+            assert (folder / "checkpoints" / "deep" / "state").read_text() == "so far"
+    save_trained(folder, records={"a.tsv": "", "b.tsv": ""})
+    assert load_package(folder).trained
+    assert not (folder / "checkpoints").exists()
+
+
+def test_only_the_bold_files_of_a_training_are_known_again_and_by_no_name(made, tmp_path):
+    run = make_prepared((("sub-7/func/sub-7_task-rest_desc-preproc_bold.nii.gz", "a1"),))
+    mask = make_prepared((("sub-7/func/sub-7_task-rest_desc-brain_mask.nii.gz", "a2"),))
+    other = make_prepared((("sub-7/func/sub-7_task-rest_desc-preproc_bold.nii.gz", "a2"),))
+    save_trained(tmp_path / "one", records={"seen.json": describe_seen([run, mask])})
+    package = load_package(tmp_path / "one")
+    assert [notice.code for notice in note_seen(package, run)] == ["seen-in-training"]
+    assert not note_seen(package, other) and not note_seen(package, mask)
+    assert "sub" not in (package.folder / "seen.json").read_text()
+    assert not note_seen(load_package(made), run)
+
+
+def make_prepared(checksums: tuple[tuple[str, str], ...]) -> PreparedRun:
+    return PreparedRun(
+        folder=Path("prepared"),
+        volumes=2,
+        voxels=1,
+        tr=2.0,
+        dummy_scans=0,
+        coverage=1.0,
+        mean=0.0,
+        deviation=1.0,
+        constant_voxels=0,
+        clipped_values=0,
+        replaced_values=0,
+        displacement=None,
+        checksums=checksums,
+        fingerprint="",
+        notices=(),
+    )
