@@ -6,11 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from slimbrain_app import __version__
 from slimbrain_app.cli.arguments import Parser
 from slimbrain_app.cli.models import add_models
 from slimbrain_app.errors import CallRefused, Exit
+from slimbrain_app.settings import Compute
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,23 +41,84 @@ def make_parser() -> Parser:
 
 def _add_simulate(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
-        "simulate", help="write a small fMRIPrep-like dataset of simulated people"
+        "simulate", help="write an fMRIPrep-like dataset of simulated people, or of real series"
     )
     parser.add_argument("folder", type=Path, help="a new folder")
     parser.add_argument("--participants", type=int, metavar="N")
-    parser.add_argument("--runs", type=int, metavar="N", help="of each participant")
-    parser.add_argument("--volumes", type=int, metavar="N", help="of each run")
-    parser.add_argument("--tr", type=float, metavar="SECONDS")
     parser.add_argument("--voxel-size", type=float, metavar="MM")
     parser.add_argument("--seed", type=int)
+    invented = parser.add_argument_group("people who don't exist")
+    invented.add_argument("--runs", type=int, metavar="N", help="of each participant")
+    invented.add_argument("--volumes", type=int, metavar="N", help="of each run")
+    invented.add_argument("--tr", type=float, metavar="SECONDS")
+    real = parser.add_argument_group("real series, all three files needed")
+    real.add_argument("--roi-timeseries", type=Path, metavar="NPZ", help="volumes by regions")
+    real.add_argument("--atlas", type=Path, metavar="NIFTI", help="where the regions are")
+    real.add_argument("--phenotype", type=Path, metavar="CSV", help="who the people are")
+    real.add_argument("--moments", type=Path, metavar="NPZ", help="how strong each region is")
+    real.add_argument("--tsnr", type=float, metavar="X", help="of grey matter")
+    real.add_argument("--prepared", action="store_true", help="write prepared runs, no NIfTI")
+    real.add_argument("--nprocs", type=int, metavar="N", help="people at once")
     parser.set_defaults(run=_simulate)
 
 
 def _simulate(options: argparse.Namespace) -> None:
+    files = {name: getattr(options, name) for name in ("roi_timeseries", "atlas", "phenotype")}
+    others = ("moments", "tsnr", "prepared", "nprocs")
+    if not any(files.values()):
+        _refuse_options(options, others, "only go with --roi-timeseries, --atlas and --phenotype")
+        _simulate_invented(options)
+        return
+    missing = ", ".join(_spell(name) for name, file in files.items() if file is None)
+    if missing:
+        raise _misfit(f"--roi-timeseries, --atlas and --phenotype together, without {missing}")
+    _refuse_options(options, ("runs", "volumes", "tr"), "are what the real series say")
+    _simulate_real(options)
+
+
+def _simulate_invented(options: argparse.Namespace) -> None:
     from slimbrain_app.simulation import SimulationSettings, simulate_dataset
 
     names = ("participants", "runs", "volumes", "tr", "voxel_size", "seed")
-    given = {name: getattr(options, name) for name in names}
-    settings = SimulationSettings(**{k: value for k, value in given.items() if value is not None})
-    for bold in simulate_dataset(options.folder, settings):
+    for bold in simulate_dataset(options.folder, SimulationSettings(**_given(options, names))):
         print(bold)
+
+
+def _simulate_real(options: argparse.Namespace) -> None:
+    from slimbrain_app.simulation import CohortSettings, Inputs, simulate_cohort
+    from slimbrain_app.workflow.resources import find_limits
+
+    names = ("participants", "voxel_size", "tsnr", "seed")
+    settings = CohortSettings(**_given(options, names))
+    inputs = Inputs(
+        series=options.roi_timeseries,
+        atlas=options.atlas,
+        phenotype=options.phenotype,
+        moments=options.moments,
+    )
+    nprocs = find_limits(Compute(nprocs=options.nprocs)).processes
+    simulate_cohort(options.folder, inputs, settings, options.prepared, nprocs, print)
+
+
+def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _refuse_options(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    given = [_spell(name) for name in names if getattr(options, name)]
+    if given:
+        raise _misfit(f"{', '.join(given)}, which {why}")
+
+
+def _spell(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _misfit(found: str) -> CallRefused:
+    return CallRefused(
+        "usage",
+        expected="options that go together",
+        found=found,
+        advice="see slimbrain-tools simulate --help",
+    )

@@ -6,7 +6,7 @@ What drives the brain is left to the caller: simulated networks or recorded regi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -32,6 +32,14 @@ class Sources:
 
     weights: csr_array | Floats
     series: NDArray[np.float64]
+
+    def scale(self, factor: float) -> Sources:
+        """Return the same sources, shown more or less strongly."""
+        return replace(self, weights=self.weights * np.float32(factor))
+
+    def show(self, voxels: NDArray[np.intp]) -> Floats:
+        """Return what some voxels show, shape (volumes, voxels)."""
+        return np.asarray((self.weights[voxels] @ self.series.T.astype(np.float32)).T)
 
 
 def stream_bold(

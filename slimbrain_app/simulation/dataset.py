@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,11 @@ from slimbrain_app.simulation.anatomy import Anatomy, load_anatomy
 from slimbrain_app.simulation.bold import Sources
 from slimbrain_app.simulation.description import describe_dataset
 from slimbrain_app.simulation.networks import Regions, load_regions, weigh_regions
-from slimbrain_app.simulation.noise import draw_field
 from slimbrain_app.simulation.people import Person, draw_person
-from slimbrain_app.simulation.run import write_run
+from slimbrain_app.simulation.run import scan_brain, write_scan
 from slimbrain_app.simulation.settings import SimulationSettings, check_settings
+from slimbrain_app.simulation.sites import PERSON, shade
 from slimbrain_app.simulation.timecourses import draw_time_courses
-
-# Shading that tells people's scans apart, share of the signal at rest.
-_SHADING = 0.05
 
 
 def simulate_dataset(folder: Path, settings: SimulationSettings) -> tuple[Path, ...]:
@@ -35,7 +31,7 @@ def simulate_dataset(folder: Path, settings: SimulationSettings) -> tuple[Path, 
         or ``disk-full``.
     """
     check_settings(settings)
-    _check_empty(folder)
+    check_empty(folder)
     template, regions = load_anatomy(settings.voxel_size), load_regions()
     people: list[Person] = []
     series: list[Path] = []
@@ -43,7 +39,7 @@ def simulate_dataset(folder: Path, settings: SimulationSettings) -> tuple[Path, 
         generator = _generator(settings.seed, number)
         person = draw_person(number, regions, generator)
         people.append(person)
-        anatomy = _shade(template, generator)
+        anatomy = shade(template, PERSON, generator)
         series += _simulate_runs(folder, settings, anatomy, regions, person, number)
     # Last, so that a folder with a description is a whole dataset.
     describe_dataset(folder, settings, people)
@@ -69,19 +65,22 @@ def _simulate_runs(
             ),
         )
         stem = folder / name / "func" / f"{name}_task-rest_run-{run:02d}"
-        yield write_run(stem, anatomy, brain, settings.tr, person.restlessness, generator)
-
-
-def _shade(anatomy: Anatomy, generator: np.random.Generator) -> Anatomy:
-    shading = 1 + _SHADING * draw_field(anatomy, 30.0, generator)
-    return replace(anatomy, rest=(anatomy.rest * shading).astype(np.float32))
+        scan = scan_brain(anatomy, brain, settings.tr, person.restlessness, generator)
+        yield write_scan(stem, scan)
 
 
 def _generator(seed: int, number: int, run: int = 0) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, run)))
 
 
-def _check_empty(folder: Path) -> None:
+def check_empty(folder: Path) -> None:
+    """Refuse a folder that holds anything.
+
+    Raises
+    ------
+    CallRefused
+        ``usage``.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     raise CallRefused(

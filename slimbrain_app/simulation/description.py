@@ -10,7 +10,9 @@ from typing import Any
 from slimbrain_app import __version__
 from slimbrain_app.files import write_json, write_text
 from slimbrain_app.simulation.people import AGE_COUPLING, AGE_PAIR, SEX_COUPLING, SEX_PAIR, Person
-from slimbrain_app.simulation.settings import SimulationSettings
+from slimbrain_app.simulation.phenotype import describe_participants, tabulate_participants
+from slimbrain_app.simulation.recorded import Cohort
+from slimbrain_app.simulation.settings import CohortSettings, SimulationSettings
 
 # Names that fMRIPrep writes and the BIDS validator doesn't know.
 _IGNORED = "*_boldref.*\n*_timeseries.*\n"
@@ -43,6 +45,31 @@ millimetres, no official template of the space in the file names. Copyright (C) 
 Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University.
 """
 
+_COHORT_README = """\
+# Real series of regions in simulated voxels
+
+The series of each region of a parcellation are those of real people, and so are the phenotypes in
+participants.tsv. Everything finer than a region is made up: nothing here is a finding about voxels,
+and the terms of the source, which also is what to cite, hold for these data too.
+
+Made by SlimBrain {version}; the same versions of it and of its libraries give the same bytes with:
+
+{settings}
+
+What is in the signal:
+
+- Each region's series, in grey matter, blended with its neighbours' over 6 mm.
+- Smooth autocorrelated noise and thermal noise, drift, breath, heartbeat (aliased), a slow
+  oscillation of the whole brain, what realignment leaves of head motion: all scaled together so
+  that the median grey voxel has the temporal signal-to-noise above, give or take what a site adds.
+- Traits of each site, drawn by its name: shading, strength and smoothness of the noise.
+
+The recorded series already hold their own scanner's noise, and have been through their own
+pipeline. Tissue comes from the MNI152 templates of release 2009a that nilearn ships. Copyright (C)
+1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill
+University.
+"""
+
 
 def describe_dataset(folder: Path, settings: SimulationSettings, people: Sequence[Person]) -> None:
     """Write what stands at the top of the dataset, its description last."""
@@ -51,7 +78,34 @@ def describe_dataset(folder: Path, settings: SimulationSettings, people: Sequenc
     write_json(folder / "participants.json", _describe_participants())
     write_text(folder / "README.md", _write_readme(settings))
     write_text(folder / ".bidsignore", _IGNORED)
-    write_json(folder / "dataset_description.json", _describe_origin())
+    origin = _describe_origin(
+        "Simulated derivatives, laid out as fMRIPrep writes them",
+        "Simulated data; no person was scanned.",
+        "SlimBrain simulator",
+    )
+    write_json(folder / "dataset_description.json", {**origin, "License": "CC0"})
+
+
+def describe_cohort(folder: Path, settings: CohortSettings, cohort: Cohort, prepared: bool) -> None:
+    """Write what stands at the top of a dataset made of real people's series."""
+    labels = [person.label for person in cohort.volunteers]
+    table = tabulate_participants(cohort.table, labels, cohort.key)
+    write_text(folder / "participants.tsv", table.to_csv(sep="\t", na_rep="n/a", index=False))
+    write_json(folder / "participants.json", describe_participants(table))
+    files = [path.name for path in cohort.inputs.files]
+    readme = _COHORT_README.format(
+        version=__version__,
+        settings=_list_settings({**asdict(settings), "inputs": ", ".join(files)}),
+    )
+    write_text(folder / "README.md", readme)
+    write_text(folder / ".bidsignore", "*_prepared\n" if prepared else _IGNORED)
+    origin = _describe_origin(
+        "Real series of regions in invented voxels",
+        "Real people's series by region, put back into simulated voxels. "
+        "Cite the source of the series and keep to its terms.",
+        "SlimBrain" if prepared else "SlimBrain simulator",
+    )
+    write_json(folder / "dataset_description.json", origin)
 
 
 def describe_series(tr: float) -> dict[str, Any]:
@@ -65,14 +119,13 @@ def describe_series(tr: float) -> dict[str, Any]:
     }
 
 
-def _describe_origin() -> dict[str, Any]:
+def _describe_origin(name: str, acknowledgement: str, maker: str) -> dict[str, Any]:
     return {
-        "Name": "Simulated derivatives, laid out as fMRIPrep writes them",
+        "Name": name,
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
-        "License": "CC0",
-        "HowToAcknowledge": "Simulated data; no person was scanned.",
-        "GeneratedBy": [{"Name": "SlimBrain simulator", "Version": __version__}],
+        "HowToAcknowledge": acknowledgement,
+        "GeneratedBy": [{"Name": maker, "Version": __version__}],
     }
 
 
@@ -86,7 +139,7 @@ def _describe_participants() -> dict[str, Any]:
 def _write_readme(settings: SimulationSettings) -> str:
     return _README.format(
         version=__version__,
-        settings="\n".join(f"- {name}: {value}" for name, value in asdict(settings).items()),
+        settings=_list_settings(asdict(settings)),
         age_first=AGE_PAIR[0],
         age_second=AGE_PAIR[1],
         youngest=AGE_COUPLING[0],
@@ -96,3 +149,7 @@ def _write_readme(settings: SimulationSettings) -> str:
         women=SEX_COUPLING["F"],
         men=SEX_COUPLING["M"],
     )
+
+
+def _list_settings(settings: dict[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in settings.items())

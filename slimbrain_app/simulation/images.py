@@ -16,7 +16,7 @@ from slimbrain_app.files import whole_file
 from slimbrain_app.simulation.anatomy import Anatomy
 
 # Scanner units per step of int16: small against the noise, and far from its range's end.
-_STEP = 2.0
+STEP = 2.0
 # NIfTI's code for coordinates in MNI space; bytes before the data, header and extension flag.
 _MNI, _OFFSET = 4, 352
 
@@ -26,10 +26,14 @@ def write_series(
 ) -> None:
     """Write batches (volumes, voxels) as they come, as int16 with a scale; TR in s."""
     header = _header(anatomy, np.int16, (volumes,))
-    header.set_slope_inter(_STEP, 0)
+    header.set_slope_inter(STEP, 0)
     header["pixdim"][4] = tr
-    values = (np.rint(batch / _STEP).astype(np.int16) for batch in batches)
-    _write(path, header, (anatomy.fill_volumes(batch) for batch in values))
+    _write(path, header, (anatomy.fill_volumes(store_values(batch)) for batch in batches))
+
+
+def store_values(batch: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Return the numbers that stand for values in a file, in units of ``STEP``."""
+    return np.asarray(np.rint(batch / STEP), dtype=np.int16)
 
 
 def write_volume(path: Path, anatomy: Anatomy, values: NDArray[Any]) -> None:

@@ -16,6 +16,8 @@ HEAD_RADIUS = 50.0
 _SHIFT, _TURN, _MEMORY = 0.12, 0.0012, 60.0
 # One spike per so many seconds, of so many mm of framewise displacement.
 _SPIKE_EVERY, _SPIKE_SIZES = 100.0, (0.8, 1.6)
+# Restlessness of those who hardly move.
+_CALMEST = 0.1
 # Share of the displacement that realignment leaves; share of the signal lost per mm of movement.
 _RESIDUAL, _SPIN_HISTORY = 0.4, 0.015
 
@@ -41,6 +43,17 @@ def draw_motion(
     sizes = generator.uniform(*_SPIKE_SIZES, spikes) / displacement(directions)
     motion[places] += directions * sizes[:, None]
     return np.asarray(motion - motion[0])
+
+
+def judge_restlessness(mean: float, tr: float) -> float:
+    """Return the restlessness of a head whose mean framewise displacement (mm) is known.
+
+    Jumps make their share of it whoever jumps; whoever moves less than that hardly wanders at all.
+    """
+    jumps = 2 * float(np.mean(_SPIKE_SIZES)) * tr / _SPIKE_EVERY
+    step = np.sqrt(2 * (1 - np.exp(-tr / _MEMORY)))
+    typical = displacement(np.array([_SHIFT] * 3 + [_TURN] * 3)) * step * np.sqrt(2 / np.pi)
+    return max((mean - jumps) / float(typical), _CALMEST)
 
 
 def displacement(steps: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -72,8 +72,13 @@ def draw_person(number: int, regions: Regions, generator: np.random.Generator) -
         mixing=np.asarray(mixing / np.linalg.norm(mixing, axis=1, keepdims=True)),
         coordinates=regions.coordinates + shifts,
         gains=generator.lognormal(-0.5 * _GAIN**2, _GAIN, count),
-        restlessness=float(generator.lognormal(0, 0.4)),
+        restlessness=draw_restlessness(generator),
     )
+
+
+def draw_restlessness(generator: np.random.Generator) -> float:
+    """Return how much someone moves relative to a typical person."""
+    return float(generator.lognormal(0, 0.4))
 
 
 def expect_coupling(names: tuple[str, ...], age: int, sex: Sex) -> NDArray[np.float64]:

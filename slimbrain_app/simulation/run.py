@@ -2,56 +2,127 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slimbrain_app.files import write_json, write_text
-from slimbrain_app.simulation.anatomy import Anatomy
+from slimbrain_app.simulation.anatomy import Anatomy, Floats
 from slimbrain_app.simulation.bold import Sources, stream_bold
 from slimbrain_app.simulation.confounds import SignalTrace, describe_confounds, tabulate_confounds
 from slimbrain_app.simulation.description import describe_series
 from slimbrain_app.simulation.images import write_series, write_volume
-from slimbrain_app.simulation.noise import stream_noise
+from slimbrain_app.simulation.noise import SPREAD, stream_noise
 from slimbrain_app.simulation.nuisance import draw_drift, draw_motion, draw_physiology, move_edges
+from slimbrain_app.simulation.quality import find_level
 
-_SPACE = "space-MNI152NLin2009cAsym"
+SPACE = "MNI152NLin2009cAsym"
 
 
-def write_run(
-    stem: Path,
+@dataclass(frozen=True, kw_only=True)
+class Scanner:
+    """How much a scanner adds to what the brain does.
+
+    Attributes
+    ----------
+    tsnr : float or None
+        Mean over deviation in time of the median grey voxel, to which noise and nuisance are
+        scaled; None leaves them as on a usual scanner.
+    noisiness : float
+        A further factor on them.
+    spread : float
+        Deviation of the Gaussian that makes noise smooth, mm.
+    """
+
+    tsnr: float | None = None
+    noisiness: float = 1.0
+    spread: float = SPREAD
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scan:
+    """A run that has yet to be streamed, once.
+
+    Attributes
+    ----------
+    tr : float
+        s
+    motion : ndarray, shape (volumes, 6)
+        The head's position, mm and rad.
+    batches : iterator of ndarray, float32, shape (some volumes, voxels)
+        BOLD in scanner units, in time.
+    """
+
+    anatomy: Anatomy
+    tr: float
+    motion: NDArray[np.float64]
+    batches: Iterator[Floats]
+
+    @property
+    def volumes(self) -> int:
+        return len(self.motion)
+
+
+def scan_brain(
     anatomy: Anatomy,
     brain: Sources,
     tr: float,
     restlessness: float,
     generator: np.random.Generator,
-) -> Path:
-    """Write a run whose networks, or recorded regions, are given; return its BOLD file.
+    scanner: Scanner = Scanner(),
+) -> Scan:
+    """Scan a brain whose networks, or recorded regions, are given.
 
-    ``stem`` is the folder and the name up to the entities that tell the run's files apart. Data
-    come before sidecars. TR in s; ``restlessness`` is relative to a typical person's head motion.
+    Parameters
+    ----------
+    tr : float
+        s
+    restlessness : float
+        Relative to a typical person's head motion.
+
+    Raises
+    ------
+    CallRefused
+        ``usage`` if the brain alone varies too much for the scanner's ``tsnr``.
     """
     volumes = len(brain.series)
     motion = draw_motion(volumes, tr, restlessness, generator)
-    sources = (
-        brain,
+    nuisance = (
         move_edges(anatomy, motion),
         draw_physiology(anatomy, volumes, tr, generator),
         draw_drift(anatomy, volumes, generator),
     )
+    level = scanner.noisiness
+    if scanner.tsnr is not None:
+        level *= find_level(anatomy, brain, nuisance, scanner.tsnr)
+    sources = (brain, *(source.scale(level) for source in nuisance))
+    noise = stream_noise(anatomy, tr, generator, scanner.spread)
+    added = (np.float32(level) * volume for volume in noise)
+    batches = stream_bold(anatomy, sources, added)
+    return Scan(anatomy=anatomy, tr=tr, motion=motion, batches=batches)
+
+
+def write_scan(stem: Path, scan: Scan) -> Path:
+    """Write a run as fMRIPrep would; return its BOLD file.
+
+    ``stem`` is the folder and the name up to the entities that tell the run's files apart. Data
+    come before sidecars.
+    """
+    anatomy = scan.anatomy
     trace = SignalTrace(anatomy)
-    batches = stream_bold(anatomy, sources, stream_noise(anatomy, tr, generator))
-    series = _named(stem, f"{_SPACE}_desc-preproc_bold.nii.gz")
-    write_series(series, anatomy, trace.watch(batches), volumes, tr)
-    write_json(_named(stem, f"{_SPACE}_desc-preproc_bold.json"), describe_series(tr))
+    series = _named(stem, f"space-{SPACE}_desc-preproc_bold.nii.gz")
+    write_series(series, anatomy, trace.watch(scan.batches), scan.volumes, scan.tr)
+    write_json(_named(stem, f"space-{SPACE}_desc-preproc_bold.json"), describe_series(scan.tr))
     _write_references(stem, anatomy)
-    _write_confounds(stem, trace, motion)
+    _write_confounds(stem, trace, scan.motion)
     return series
 
 
 def _write_references(stem: Path, anatomy: Anatomy) -> None:
-    mask, reference = f"{_SPACE}_desc-brain_mask", f"{_SPACE}_boldref"
+    mask, reference = f"space-{SPACE}_desc-brain_mask", f"space-{SPACE}_boldref"
     write_volume(_named(stem, f"{mask}.nii.gz"), anatomy, anatomy.brain.astype(np.uint8))
     write_json(_named(stem, f"{mask}.json"), {"Type": "Brain"})
     write_volume(_named(stem, f"{reference}.nii.gz"), anatomy, np.rint(anatomy.rest).astype("i2"))
