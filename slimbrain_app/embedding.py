@@ -68,7 +68,7 @@ def embed_run(
     frames = count_frames(prepared, package.contract.frame_time)
     views = list_views(ranked, settings.views, frames, package.contract)
     encoder = load_encoder(package, device)
-    rows = np.concatenate(list(_encode(prepared, package.contract, encoder, views, device)))
+    rows = np.concatenate(list(embed_views(prepared, package.contract, encoder, views, device)))
     return Embedding(
         views=rows,
         windows=tuple(view.window for view in views),
@@ -153,7 +153,7 @@ def _spread(start: int, count: int, last: int) -> list[float]:
     return [float(start) for start in starts]
 
 
-def _encode(
+def embed_views(
     prepared: PreparedRun,
     contract: Contract,
     encoder: Encoder,

@@ -50,7 +50,7 @@ class Terminal:
         refused = sum(len(participant.refused) for participant in plan.participants)
         found = len(plan.todo) + current + refused
         self.say(
-            f"{_count(found, 'run')} of {_count(len(plan.participants), 'participant')}: "
+            f"{count(found, 'run')} of {count(len(plan.participants), 'participant')}: "
             f"{len(plan.todo)} to do, {current} up to date, {refused} refused"
         )
         model = plan.provenance.model
@@ -83,7 +83,7 @@ class Terminal:
         if self.quiet or not total:
             yield lambda *_: None
         elif self.errors.is_terminal:
-            with _make_bar(self.errors) as bar:
+            with make_bar(self.errors) as bar:
                 task = bar.add_task("", total=total)
                 yield lambda run, verb: bar.update(task, advance=1, description=f"{run} {verb}")
         else:
@@ -120,7 +120,7 @@ class _PlainProgress:
         self.say(f"[{self.ended}/{self.total}] {verb} {run}")
 
 
-def _make_bar(console: Console) -> Progress:
+def make_bar(console: Console) -> Progress:
     return Progress(
         BarColumn(),
         MofNCompleteColumn(),
@@ -131,7 +131,7 @@ def _make_bar(console: Console) -> Progress:
     )
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

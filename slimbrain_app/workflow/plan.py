@@ -71,7 +71,7 @@ def make_plan(dataset: Path, output: Path, settings: ParticipantSettings) -> Pla
     provenance = Provenance(
         model=package.identity,
         settings=settings,
-        software=_list_software(),
+        software=list_software(),
     )
     return Plan(
         dataset=dataset,
@@ -84,7 +84,7 @@ def make_plan(dataset: Path, output: Path, settings: ParticipantSettings) -> Pla
     )
 
 
-def _list_software() -> dict[str, str]:
+def list_software() -> dict[str, str]:
     versions = {name: version(name) for name in TOLD}
     return {"SlimBrain": __version__, "Python": python_version(), **versions}
 

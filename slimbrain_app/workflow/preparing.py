@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -26,7 +27,7 @@ def lock_prepared(output: Path) -> AbstractContextManager[None]:
 
 
 def prepare_runs(
-    plan: CorpusPlan, call: Call, limits: Limits, watch: Callable[[str, str], None]
+    plan: CorpusPlan, call: Call, limits: Limits, count: Callable[[str, int, int], None]
 ) -> tuple[tuple[Recording, ...], tuple[Refused, ...]]:
     """Prepare what is to be prepared; return all recordings, in order, and all refusals.
 
@@ -38,11 +39,16 @@ def prepare_runs(
     """
     for folder in (call.output / "prepared").glob("**/func/"):
         remove_leftovers(folder)
+    ended = itertools.count(1)
+
+    def tick() -> None:
+        count("prepare", next(ended), len(plan.todo))
+
     recordings, refused = list(plan.recordings), list(plan.refused)
     at_once = RUNS_PER_PROCESS * limits.processes
     for first in range(0, len(plan.todo), at_once):
         batch = plan.todo[first : first + at_once]
-        for todo, state in zip(batch, _run(batch, call, limits, watch), strict=True):
+        for todo, state in zip(batch, _run(batch, call, limits, tick), strict=True):
             if state.refusal is not None:
                 refused.append(Refused(todo.dataset, state.refusal))
             elif state.prepared is not None:
@@ -55,7 +61,7 @@ def prepare_runs(
 
 
 def _run(
-    batch: Sequence[Todo], call: Call, limits: Limits, watch: Callable[[str, str], None]
+    batch: Sequence[Todo], call: Call, limits: Limits, tick: Callable[[], None]
 ) -> Iterator[RunState]:
     """Run the graph; yield how each run has ended, in order."""
     states = [RunState(run=todo.run, folder=todo.folder) for todo in batch]
@@ -64,7 +70,7 @@ def _run(
     def collect(node: Any) -> None:
         state = node.result.outputs.state
         ended[state.folder] = state
-        watch(node.run_name, node.verb)
+        tick()
 
     def build() -> Any:
         from slimbrain_app.workflow.graph import build_corpus
