@@ -138,6 +138,7 @@ REASONS: Mapping[str, Reason] = {
     "loader-died": _call(Exit.UNAVAILABLE, "a process that read windows was killed"),
     "rendezvous": _call(Exit.UNAVAILABLE, "the processes of a training do not find one another"),
     "process-failed": _call(Exit.UNAVAILABLE, "another process of the training has failed"),
+    "collapsed": _call(Exit.DATA, "the monitors say that the training has collapsed"),
     "diverged": _call(Exit.DATA, "a loss or a gradient is not finite"),
     "checkpoint-bad": _call(Exit.DATA, "the checkpoint is damaged or not understood"),
     "settings-changed": _call(Exit.CONFIGURATION, "the checkpoint was made with other settings"),

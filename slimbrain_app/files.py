@@ -119,8 +119,8 @@ def lock(path: Path, what: str) -> Iterator[None]:
             raise RunRefused(
                 "locked",
                 file=what,
-                expected="to be alone on this participant",
-                found="another process at work on it",
+                expected="to be the only process at work on it",
+                found="another one",
                 advice="wait for it, then start again",
             ) from error
         yield

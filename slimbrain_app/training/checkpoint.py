@@ -49,9 +49,20 @@ def write_checkpoint(path: Path, state: TrainingState, identity: Identity) -> No
         "done": state.done,
         **{name: part.state_dict() for name, part in state.parts.items()},
     }
+    write_content(path, content)
+
+
+def write_content(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values, whole or not at all.
+
+    Raises
+    ------
+    CallRefused
+        ``disk-full`` or ``not-writable``.
+    """
     # By way of memory: torch's own writer would hide what the system says of a full disk.
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(dict(content), buffer)
     remove_leftovers(path.parent, path.name)
     with whole_file(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
@@ -68,8 +79,11 @@ def resume(path: Path, state: TrainingState, identity: Identity) -> bool:
     """
     if not path.exists():
         return False
-    content = _load(path)
-    _check_identity(path, content, identity)
+    content = read_content(path)
+    if content.get("version") != _VERSION:
+        raise _bad(path, f"a checkpoint of version {_VERSION}", "another version")
+    require_same_settings(path, content["settings"], identity.settings)
+    require_same_corpus(path, content["corpus"], identity.corpus)
     try:
         for name, part in state.parts.items():
             part.load_state_dict(content[name])
@@ -80,7 +94,14 @@ def resume(path: Path, state: TrainingState, identity: Identity) -> bool:
     return True
 
 
-def _load(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[str, Any]:
+    """Return what `write_content` wrote.
+
+    Raises
+    ------
+    CallRefused
+        ``checkpoint-bad``.
+    """
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums in its files.
             damaged = archive.testzip()
@@ -90,13 +111,14 @@ def _load(path: Path) -> dict[str, Any]:
         raise _bad(path, "a whole checkpoint", str(error).splitlines()[0]) from error
     if damaged is not None:
         raise _bad(path, "a whole checkpoint", f"another checksum of {damaged}")
-    if not isinstance(content, dict) or content.get("version") != _VERSION:
-        raise _bad(path, f"a checkpoint of version {_VERSION}", "another version")
+    if not isinstance(content, dict):
+        raise _bad(path, "a table", f"a {type(content).__name__}")
     return content
 
 
-def _check_identity(path: Path, content: Mapping[str, Any], identity: Identity) -> None:
-    if content["settings"] != identity.settings:
+def require_same_settings(path: Path, before: str, now: str) -> None:
+    """Refuse to go on from ``path`` with settings of another fingerprint: ``settings-changed``."""
+    if before != now:
         raise CallRefused(
             "settings-changed",
             file=path,
@@ -104,7 +126,11 @@ def _check_identity(path: Path, content: Mapping[str, Any], identity: Identity) 
             found="others",
             advice="give the former ones to go on, or another --package-name to begin anew",
         )
-    if content["corpus"] != identity.corpus:
+
+
+def require_same_corpus(path: Path, before: str, now: str) -> None:
+    """Refuse to go on from ``path`` with runs of another fingerprint: ``corpus-changed``."""
+    if before != now:
         raise CallRefused(
             "corpus-changed",
             file=path,

@@ -11,11 +11,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.files import whole_file
@@ -33,7 +33,15 @@ from slimbrain_app.model.packages import (
 from slimbrain_app.ranking import JUDGED
 from slimbrain_app.records import Recording, Refusal
 from slimbrain_app.settings import PretrainSettings
-from slimbrain_app.training.checkpoint import Identity, resume, write_checkpoint
+from slimbrain_app.training.checkpoint import (
+    Identity,
+    read_content,
+    require_same_corpus,
+    require_same_settings,
+    resume,
+    write_checkpoint,
+    write_content,
+)
 from slimbrain_app.training.corpus import Corpus, Item, rank_corpus, split_people
 from slimbrain_app.training.design import Design, make_objective
 from slimbrain_app.training.distributed import Processes
@@ -104,6 +112,10 @@ class Pretraining:
         return self.checkpoints / "extractor.safetensors"
 
     @property
+    def extractor_state(self) -> Path:
+        return self.checkpoints / "extractor.pt"
+
+    @property
     def state(self) -> Path:
         return self.checkpoints / "state.pt"
 
@@ -138,6 +150,7 @@ def settle_corpus(
     pretraining: Pretraining,
     recordings: Sequence[Recording],
     refusals: Mapping[str, Sequence[Refusal]],
+    device: torch.device,
     tell: Tell,
     count: Count,
 ) -> Manifest:
@@ -154,11 +167,11 @@ def settle_corpus(
     fingerprint = settings.fingerprint()
     if path.exists():
         earlier = read_manifest(path)
-        _require_same_settings(earlier, fingerprint, path)
+        require_same_settings(path, earlier.settings, fingerprint)
         require_same_runs(earlier, recordings, path)
         corpus, refusals = earlier.gather(recordings), earlier.refusals
     else:
-        corpus = _make_corpus(pretraining, recordings, tell, count)
+        corpus = _make_corpus(pretraining, recordings, device, tell, count)
     manifest = Manifest.of(corpus, refusals, fingerprint)
     write_manifest(path, manifest)
     return manifest
@@ -201,23 +214,19 @@ def train_encoder(
     identity = Identity(settings=settings.fingerprint(), corpus=corpus.fingerprint)
     resumed = resume(pretraining.state, state, identity)
     shares = _list_shares(pretraining, corpus, processes, load, workers, state.done)
-    with _open_log(pretraining, processes, state.done) as write:
-
-        def log(event: Event) -> None:
-            write(event)
-            tell(event)
+    telling = _telling(pretraining, state.done, tell) if processes.first else nullcontext(tell)
+    with telling as log, _ending(log, state, per_pass):
 
         def save() -> None:
             write_checkpoint(pretraining.state, state, identity)
-            log(Checkpoint(step=state.done, pass_=-(-state.done // per_pass)))
+            log(Checkpoint(**_place(state, per_pass)))
 
         supervisor.tell = log
-        tell(start)
-        place = {"step": state.done, "pass_": -(-state.done // per_pass)}
-        log(Resume(**place)) if resumed else write(start)
-        with _ending(log, state, per_pass):
-            if not train(state, shares, plan, processes, save, supervisor.end_step):
-                raise _collapsed()
+        log(start)
+        if resumed:
+            log(Resume(**_place(state, per_pass)))
+        if not train(state, shares, plan, processes, save, supervisor.end_step):
+            raise _collapsed()
     return state.objective
 
 
@@ -261,37 +270,28 @@ def load_trained_extractor(pretraining: Pretraining) -> TemporalExtractor | None
     return extractor
 
 
-def _describe_origin(
-    settings: PretrainSettings, recordings: Sequence[Recording]
-) -> dict[str, object]:
+def _describe_origin(settings: PretrainSettings, recordings: Sequence[Recording]) -> dict[str, str]:
     """Return what tells a training from another one, without anybody's label."""
     runs = sorted((one.dataset, one.run, one.prepared.fingerprint) for one in recordings)
     return {
         "settings": settings.fingerprint(),
-        "runs": len(runs),
         "recordings": hashlib.sha256(json.dumps(runs).encode()).hexdigest(),
     }
 
 
-def _require_same_settings(earlier: Manifest, fingerprint: str, path: Path) -> None:
-    if earlier.settings != fingerprint:
-        raise CallRefused(
-            "settings-changed",
-            file=path,
-            expected="the settings that the training was begun with",
-            found="others",
-            advice="give the former ones to go on, or another --package-name to begin anew",
-        )
-
-
 def _make_corpus(
-    pretraining: Pretraining, recordings: Sequence[Recording], tell: Tell, count: Count
+    pretraining: Pretraining,
+    recordings: Sequence[Recording],
+    device: torch.device,
+    tell: Tell,
+    count: Count,
 ) -> Corpus:
     settings, contract = pretraining.settings, pretraining.design.contract
     kept, held_out = split_people(recordings, settings.corpus.validation, settings.seed)
+    pretraining.extractor.unlink(missing_ok=True)  # Of a call that ended before this.
     extractor = None
     if settings.extract.passes and settings.rank.mode in JUDGED:
-        extractor = _train_extractor(pretraining, kept, tell)
+        extractor = _train_extractor(pretraining, kept, held_out, device, tell)
     items = rank_corpus(
         [*kept, *held_out],
         contract,
@@ -304,25 +304,63 @@ def _make_corpus(
 
 
 def _train_extractor(
-    pretraining: Pretraining, recordings: Sequence[Recording], tell: Tell
+    pretraining: Pretraining,
+    recordings: Sequence[Recording],
+    held_out: Sequence[Recording],
+    device: torch.device,
+    tell: Tell,
 ) -> TemporalExtractor:
+    """Train the temporal extractor, from its last pass if an earlier call made some."""
     from safetensors.torch import save_file
 
     from slimbrain_app.training.temporal import train_extractor
 
-    settings = pretraining.settings
-    with open_log(pretraining.log, None, tensorboard=False) as write:
+    path = pretraining.extractor_state
+    origin = _describe_origin(pretraining.settings, [*recordings, *held_out])
+    begun = _read_begun(path, origin)
+
+    def save(state: dict[str, Any]) -> None:
+        write_content(path, {**origin, "state": state})
+
+    with _telling(pretraining, None if begun is None else 0, tell) as log:
+        extractor = train_extractor(
+            recordings,
+            pretraining.design.contract,
+            pretraining.settings.extract,
+            pretraining.settings.seed,
+            log,
+            validation=held_out,
+            device=str(device),
+            work=pretraining.checkpoints / "cells",
+            state=begun,
+            save=save,
+        )
+    with whole_file(pretraining.extractor) as temporary:
+        save_file(extractor.state_dict(), temporary)
+    return extractor
+
+
+def _read_begun(path: Path, origin: Mapping[str, str]) -> Mapping[str, Any] | None:
+    """Return the state of an extractor that an earlier call of this training began, if any."""
+    if not path.exists():
+        return None
+    content = read_content(path)
+    require_same_settings(path, content["settings"], origin["settings"])
+    require_same_corpus(path, content["recordings"], origin["recordings"])
+    state: Mapping[str, Any] = content["state"]
+    return state
+
+
+@contextmanager
+def _telling(pretraining: Pretraining, step: int | None, tell: Tell) -> Iterator[Tell]:
+    """Yield a function that logs an event and tells it; the log is cut as by `open_log`."""
+    with open_log(pretraining.log, step, pretraining.settings.pace.tensorboard) as write:
 
         def log(event: Event) -> None:
             write(event)
             tell(event)
 
-        extractor = train_extractor(
-            recordings, pretraining.design.contract, settings.extract, settings.seed, log
-        )
-    with whole_file(pretraining.extractor) as temporary:
-        save_file(extractor.state_dict(), temporary)
-    return extractor
+        yield log
 
 
 def _make_plan(settings: PretrainSettings, steps: int, processes: Processes) -> Plan:
@@ -450,28 +488,19 @@ def _name(item: Item, sample: Sample) -> str:
     return f"{item.recording.dataset}/{item.recording.run} at frame {sample.start}"
 
 
-def _open_log(
-    pretraining: Pretraining, processes: Processes, done: int
-) -> AbstractContextManager[Tell]:
-    if not processes.first:
-        return nullcontext(lambda _: None)
-    return open_log(pretraining.log, done, pretraining.settings.pace.tensorboard)
-
-
 @contextmanager
 def _ending(log: Tell, state: TrainingState, per_pass: int) -> Iterator[None]:
     """Log how the block ends."""
     try:
         yield
     except CallRefused as error:
-        log(_end(state, per_pass, finished=False, reason=error.reason))
+        log(End(**_place(state, per_pass), finished=False, reason=error.reason))
         raise
-    log(_end(state, per_pass, finished=True))
+    log(End(**_place(state, per_pass), finished=True))
 
 
-def _end(state: TrainingState, per_pass: int, *, finished: bool, reason: str = "") -> End:
-    pass_ = -(-state.done // per_pass)
-    return End(step=state.done, pass_=pass_, finished=finished, reason=reason)
+def _place(state: TrainingState, per_pass: int) -> dict[str, Any]:
+    return {"step": state.done, "pass_": -(-state.done // per_pass)}
 
 
 def _collapsed() -> CallRefused:

@@ -180,8 +180,14 @@ class _Conductor:
         if not pretraining.manifest.exists():  # What can't be used is told even if nothing can.
             empty = Corpus((), (), pretraining.design.contract)
             write_corpus(call.output, empty, self.refusals)
+        torch.set_num_threads(find_limits(call.settings.compute).threads)
         settled = settle_corpus(
-            pretraining, recordings, self.refusals, self.watch.tell, self.watch.count
+            pretraining,
+            recordings,
+            self.refusals,
+            self.processes.device,
+            self.watch.tell,
+            self.watch.count,
         )
         self.corpus, self.refusals = settled.gather(recordings), settled.refusals
         write_corpus(call.output, self.corpus, self.refusals)
