@@ -130,6 +130,7 @@ REASONS: Mapping[str, Reason] = {
     "not-writable": _call(Exit.CANNOT_WRITE, "the output can't be written"),
     "disk-full": _call(Exit.CANNOT_WRITE, "no space left"),
     "device-missing": _call(Exit.UNAVAILABLE, "the device asked for does not answer"),
+    "process-killed": _call(Exit.UNAVAILABLE, "a process that simulated people was killed"),
     "extra-missing": _call(Exit.UNAVAILABLE, "an optional package is not installed"),
     "cohort-bad": _call(Exit.DATA, "series, atlas and phenotypes do not fit together"),
     "log-bad": _call(Exit.CONFIGURATION, "the log of a training is damaged or not understood"),

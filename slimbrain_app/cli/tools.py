@@ -96,6 +96,8 @@ def _simulate_real(options: argparse.Namespace) -> None:
         phenotype=options.phenotype,
         moments=options.moments,
     )
+    if options.nprocs is not None and options.nprocs < 1:
+        raise _misfit(f"--nprocs {options.nprocs}")
     nprocs = find_limits(Compute(nprocs=options.nprocs)).processes
     simulate_cohort(options.folder, inputs, settings, options.prepared, nprocs, print)
 

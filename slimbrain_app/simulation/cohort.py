@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
+from slimbrain_app.errors import CallRefused
 from slimbrain_app.files import sha256_of
 from slimbrain_app.simulation.anatomy import Anatomy, load_anatomy
 from slimbrain_app.simulation.bold import Sources
 from slimbrain_app.simulation.dataset import check_empty
 from slimbrain_app.simulation.description import describe_cohort
+from slimbrain_app.simulation.enrolment import enrol
 from slimbrain_app.simulation.nuisance import judge_restlessness
 from slimbrain_app.simulation.parcels import weigh_parcels
 from slimbrain_app.simulation.people import draw_restlessness
-from slimbrain_app.simulation.recorded import Inputs, Volunteer, read_cohort, read_series
+from slimbrain_app.simulation.recorded import Inputs, Volunteer, read_series
 from slimbrain_app.simulation.run import Scan, Scanner, scan_brain, write_scan
 from slimbrain_app.simulation.settings import CohortSettings, check_settings
 from slimbrain_app.simulation.sites import PERSON, draw_site, seed_by_name, shade, shade_coil
@@ -67,19 +71,22 @@ def simulate_cohort(
     ------
     CallRefused
         ``cohort-bad`` with all that is wrong with the inputs; ``usage`` if the folder holds
-        anything or a setting is out of its range; ``not-writable`` or ``disk-full``.
+        anything or a setting is out of its range; ``process-killed``; ``not-writable`` or
+        ``disk-full``.
     """
     check_settings(settings)
     check_empty(folder)
-    cohort = read_cohort(inputs, settings.participants)
+    cohort = enrol(inputs, settings.participants)
     anatomy = load_anatomy(settings.voxel_size)
+    weights = weigh_parcels(anatomy, cohort.atlas)
+    _require_grey(weights, inputs)
     plan = _Plan(
         folder=folder,
         inputs=inputs,
         settings=settings,
         prepared=prepared,
         anatomy=anatomy,
-        weights=weigh_parcels(anatomy, cohort.atlas),
+        weights=weights,
         checksums={path.name: sha256_of(path) for path in inputs.signal},
     )
     paths = []
@@ -87,8 +94,20 @@ def simulate_cohort(
         paths.append(path)
         watch(path)
     # Last, so that a folder with a description is a whole dataset.
-    describe_cohort(folder, settings, cohort, prepared)
+    describe_cohort(folder, cohort, inputs, settings, prepared)
     return tuple(paths)
+
+
+def _require_grey(weights: csr_array, inputs: Inputs) -> None:
+    empty = np.flatnonzero(weights.sum(axis=0) == 0) + 1
+    if empty.size:
+        raise CallRefused(
+            "cohort-bad",
+            file=inputs.atlas,
+            expected="regions with grey matter of MNI space",
+            found=f"none in {len(empty)} of {weights.shape[1]}, the first of them {empty[0]}",
+            advice="check the atlas' affine and its space",
+        )
 
 
 def _map_people(
@@ -97,8 +116,16 @@ def _map_people(
     if nprocs == 1:
         yield from map(simulate, people)
         return
-    with ProcessPoolExecutor(min(nprocs, len(people)), get_context("spawn")) as pool:
-        yield from pool.map(simulate, people)
+    try:
+        with ProcessPoolExecutor(min(nprocs, len(people)), get_context("spawn")) as pool:
+            yield from pool.map(simulate, people)
+    except BrokenProcessPool as error:
+        raise CallRefused(
+            "process-killed",
+            expected=f"{nprocs} processes to go on to the end",
+            found="that one was killed, most likely for want of memory",
+            advice="use fewer with --nprocs, and start again in a new folder",
+        ) from error
 
 
 def _simulate_person(plan: _Plan, person: Volunteer) -> Path:

@@ -9,9 +9,10 @@ from typing import Any
 
 from slimbrain_app import __version__
 from slimbrain_app.files import write_json, write_text
+from slimbrain_app.simulation.enrolment import Cohort
 from slimbrain_app.simulation.people import AGE_COUPLING, AGE_PAIR, SEX_COUPLING, SEX_PAIR, Person
 from slimbrain_app.simulation.phenotype import describe_participants, tabulate_participants
-from slimbrain_app.simulation.recorded import Cohort
+from slimbrain_app.simulation.recorded import Inputs
 from slimbrain_app.simulation.settings import CohortSettings, SimulationSettings
 
 # Names that fMRIPrep writes and the BIDS validator doesn't know.
@@ -86,13 +87,15 @@ def describe_dataset(folder: Path, settings: SimulationSettings, people: Sequenc
     write_json(folder / "dataset_description.json", {**origin, "License": "CC0"})
 
 
-def describe_cohort(folder: Path, settings: CohortSettings, cohort: Cohort, prepared: bool) -> None:
+def describe_cohort(
+    folder: Path, cohort: Cohort, inputs: Inputs, settings: CohortSettings, prepared: bool
+) -> None:
     """Write what stands at the top of a dataset made of real people's series."""
     labels = [person.label for person in cohort.volunteers]
     table = tabulate_participants(cohort.table, labels, cohort.key)
     write_text(folder / "participants.tsv", table.to_csv(sep="\t", na_rep="n/a", index=False))
     write_json(folder / "participants.json", describe_participants(table))
-    files = [path.name for path in cohort.inputs.files]
+    files = [path.name for path in (*inputs.signal, inputs.phenotype)]
     readme = _COHORT_README.format(
         version=__version__,
         settings=_list_settings({**asdict(settings), "inputs": ", ".join(files)}),

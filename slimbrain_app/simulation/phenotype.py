@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def tabulate_participants(table: pd.DataFrame, labels: Iterable[str], key: str) 
     columns = {"participant_id": [f"sub-{label}" for label in labels]}
     known: dict[str, pd.Series[str]] = {}
     for column in table.columns:
-        name = _NAMES.get(column.lower(), column.lower())
+        name = re.sub(r"\W+", "_", _NAMES.get(column.lower(), column.lower()))
         if column == key:
             known["source_id"] = table[column]
         elif column.lower() not in {word.lower() for word in TIMES}:
