@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -40,6 +40,7 @@ _FAINT: dict[str, Any] = {"color": GREY, "linewidth": 0.6, "alpha": 0.8}
 
 Group = Literal["learning", "collapse", "probes", "pace", "extractor", "corpus"]
 Points = Sequence[tuple[float, float]]
+Timed = TypeVar("Timed", Step, Reading)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +130,7 @@ def thin(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 def _draw_loss(story: Story) -> Chart | None:
     steps, validations = pick(story.events, Step), pick(story.events, Validation)
     lines = [
-        Line("each step", [(story.place(step.step), step.loss) for step in steps], _FAINT),
+        Line("each step", _follow(story, steps, lambda step: step.loss), _FAINT),
         Line("training", _average(steps, lambda step: step.loss), _STYLES[0]),
         Line("validation", [(event.pass_, event.loss) for event in validations], _STYLES[1]),
     ]
@@ -157,11 +158,11 @@ def _draw_kinds(story: Story) -> Chart | None:
 
 
 def _draw_guesses(story: Story) -> Chart | None:
-    validations = pick(story.events, Validation)
+    readings, validations = pick(story.events, Reading), pick(story.events, Validation)
     names = ("constant", "place")
     learnt = [
-        _follow(story, lambda reading: reading.over_constant),
-        _follow(story, lambda reading: reading.over_position),
+        _follow(story, readings, lambda reading: reading.over_constant),
+        _follow(story, readings, lambda reading: reading.over_position),
     ]
     held_out = [
         [(event.pass_, event.over_constant) for event in validations],
@@ -184,9 +185,12 @@ def _draw_guesses(story: Story) -> Chart | None:
 
 
 def _draw_spread(story: Story) -> Chart | None:
+    readings = pick(story.events, Reading)
     lines = [
-        Line("median", _follow(story, lambda reading: reading.median_spread), _STYLES[0]),
-        Line("smallest", _follow(story, lambda reading: reading.least_spread), _STYLES[1]),
+        Line("median", _follow(story, readings, lambda reading: reading.median_spread), _STYLES[0]),
+        Line(
+            "smallest", _follow(story, readings, lambda reading: reading.least_spread), _STYLES[1]
+        ),
     ]
     return _draw(
         Panel(label="deviation", lines=lines, scale="log", alarms=_list_alarms(story)),
@@ -198,9 +202,10 @@ def _draw_spread(story: Story) -> Chart | None:
 
 
 def _draw_rank(story: Story) -> Chart | None:
+    readings = pick(story.events, Reading)
     lines = [
-        Line("cells", _follow(story, lambda reading: reading.cell_rank), _STYLES[0]),
-        Line("windows", _follow(story, lambda reading: reading.view_rank), _STYLES[1]),
+        Line("cells", _follow(story, readings, lambda reading: reading.cell_rank), _STYLES[0]),
+        Line("windows", _follow(story, readings, lambda reading: reading.view_rank), _STYLES[1]),
     ]
     width = story.start.width if story.start else 0
     return _draw(
@@ -218,7 +223,8 @@ def _draw_rank(story: Story) -> Chart | None:
 
 
 def _draw_distance(story: Story) -> Chart | None:
-    lines = [Line("", _follow(story, lambda reading: reading.distance), _STYLES[0])]
+    readings = pick(story.events, Reading)
+    lines = [Line("", _follow(story, readings, lambda reading: reading.distance), _STYLES[0])]
     return _draw(
         Panel(label="distance", lines=lines),
         group="collapse",
@@ -230,8 +236,8 @@ def _draw_distance(story: Story) -> Chart | None:
 
 def _draw_optimiser(story: Story) -> Chart | None:
     steps = pick(story.events, Step)
-    rate = [(story.place(step.step), step.rate) for step in steps]
-    norm = [(story.place(step.step), step.gradient_norm) for step in steps]
+    rate = _follow(story, steps, lambda step: step.rate)
+    norm = _follow(story, steps, lambda step: step.gradient_norm)
     return _draw(
         Panel(label="rate", lines=[Line("", rate, _STYLES[0])]),
         Panel(
@@ -248,12 +254,10 @@ def _draw_optimiser(story: Story) -> Chart | None:
 
 def _draw_pace(story: Story) -> Chart | None:
     steps = pick(story.events, Step)
-    pace = [(story.place(step.step), step.windows_per_second) for step in steps]
-    waits = [
-        (story.place(step.step), 100 * step.loader_seconds / step.seconds)
-        for step in steps
-        if step.seconds
-    ]
+    pace = _follow(story, steps, lambda step: step.windows_per_second)
+    waits = _follow(
+        story, steps, lambda step: 100 * step.loader_seconds / (step.seconds or math.inf)
+    )
     return _draw(
         Panel(label="windows per s", lines=[Line("", pace, _STYLES[0])]),
         Panel(label="waiting (%)", lines=[Line("", waits, _STYLES[0])]),
@@ -291,7 +295,7 @@ def _draw_probes(story: Story) -> Iterator[Chart | None]:
         )
         levels = [(several[-1].chance, "chance")] if math.isfinite(several[-1].chance) else []
         yield _draw(
-            Panel(label="score", lines=[line], levels=levels, scale="free"),
+            Panel(label=several[-1].metric, lines=[line], levels=levels, scale="free"),
             group="probes",
             title=f"Probe: {name}",
             caption=f"How well a linear model reads {name} from embeddings, with 95 % intervals.",
@@ -304,7 +308,7 @@ def _draw(*panels: Panel, group: Group, title: str, caption: str) -> Chart | Non
     if not filled:
         return None
     with new_figure(_WIDTH, _HEIGHT if len(filled) == 1 else 1.5 * _HEIGHT) as figure:
-        stacked = figure.subplots(len(filled), 1, sharex=True, squeeze=False)[:, 0]
+        stacked = list(figure.subplots(len(filled), 1, sharex=True, squeeze=False)[:, 0])
         for axes, panel in zip(stacked, filled, strict=True):
             _draw_panel(axes, panel)
         _explain_lines(stacked)
@@ -441,8 +445,10 @@ def _average(steps: Sequence[Step], value: Callable[[Step], float]) -> list[tupl
     return [(number, math.fsum(v) / len(v)) for number, v in finite.items() if v]
 
 
-def _follow(story: Story, value: Callable[[Reading], float]) -> list[tuple[float, float]]:
-    return [(story.place(reading.step), value(reading)) for reading in pick(story.events, Reading)]
+def _follow(
+    story: Story, events: Sequence[Timed], value: Callable[[Timed], float]
+) -> list[tuple[float, float]]:
+    return list(zip(story.place(event.step for event in events), map(value, events), strict=True))
 
 
 def _name(labels: Sequence[str], several: Sequence[Points]) -> list[Line]:
@@ -451,5 +457,5 @@ def _name(labels: Sequence[str], several: Sequence[Points]) -> list[Line]:
 
 def _list_alarms(story: Story) -> list[tuple[float, float]]:
     # At the foot of the axes; rounded, for thousands would lie upon one another.
-    places = (story.place(alarm.step) for alarm in pick(story.events, Alarm))
+    places = story.place(alarm.step for alarm in pick(story.events, Alarm))
     return [(place, 0.05) for place in dict.fromkeys(float(f"{place:.2g}") for place in places)]

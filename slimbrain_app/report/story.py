@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
@@ -101,9 +101,10 @@ class Story:
             return "open"
         return "finished" if self.end.finished else "stopped"
 
-    def place(self, step: int) -> float:
-        """Return in passes where a step lies."""
-        return step * self.start.passes / self.start.steps if self.start else 0.0
+    def place(self, steps: Iterable[int]) -> list[float]:
+        """Return in passes where steps lie."""
+        start = self.start
+        return [step * start.passes / start.steps if start else 0.0 for step in steps]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,10 +182,11 @@ def list_passes(story: Story) -> list[Pass]:
     for step in pick(story.events, Step):
         steps[step.pass_].append(step)
     validations = {event.pass_: event for event in pick(story.events, Validation)}
+    taken = pick(story.events, Reading)
+    places = story.place(reading.step for reading in taken)
     # Rounded, for three of nine steps are a whole pass of three, not a little more.
     readings = {
-        math.ceil(round(story.place(reading.step), 6)): reading
-        for reading in pick(story.events, Reading)
+        math.ceil(round(place, 6)): reading for place, reading in zip(places, taken, strict=True)
     }
     return [
         _sum_steps(number, several, validations.get(number), readings.get(number))

@@ -42,11 +42,16 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extract:
-    """The temporal extractor has been through all runs once more. Losses are means over runs."""
+    """The temporal extractor has been through all runs once more. Losses are means over runs.
+
+    ``validation`` and ``alone`` are of people kept out: errors of hidden cells given other parts of
+    the run, and given nothing. What the first is below the second is what the run tells.
+    """
 
     pass_: int
     loss: float
     validation: float = math.nan
+    alone: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,12 +103,13 @@ class Validation:
 class Probe:
     """How well a linear model reads ``name`` from embeddings, with its 95 % interval.
 
-    ``chance`` is what a guess that reads none would reach.
+    ``metric`` says what the score is; ``chance`` is what a guess that reads none would reach.
     """
 
     step: int
     pass_: int
     name: str
+    metric: str
     score: float
     lower: float
     upper: float

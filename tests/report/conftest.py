@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
+from slimbrain_app.model.monitors import Reading
 from slimbrain_app.prepare.grid import template_brain
 from slimbrain_app.records import (
     Contract,
@@ -18,14 +20,26 @@ from slimbrain_app.records import (
     Notice,
     PreparedRun,
     RankedRun,
+    Recording,
     Refusal,
     RepetitionTime,
     Run,
     Window,
 )
 from slimbrain_app.report.contents import ReportContext, ReportedRun
-from slimbrain_app.report.methods import describe_methods
-from slimbrain_app.settings import ParticipantSettings
+from slimbrain_app.report.methods import describe_methods, describe_pretraining
+from slimbrain_app.report.story import Story
+from slimbrain_app.settings import ParticipantSettings, PretrainSettings
+from slimbrain_app.training.log import (
+    Checkpoint,
+    End,
+    Event,
+    Extract,
+    Probe,
+    Start,
+    Step,
+    Validation,
+)
 
 TR, VOLUMES, DUMMY_SCANS = 2.0, 240, 4
 SOFTWARE = {"SlimBrain": "0.1.0", "torch": "2.9.1", "nibabel": "5.4.2", "Nipype": "1.10.0"}
@@ -200,3 +214,162 @@ def _embed(windows: tuple[Window, ...]) -> Embedding:
         mean=views.mean(axis=0),
         device="cpu",
     )
+
+
+@pytest.fixture(scope="session")
+def make_recording() -> Callable[..., Recording]:
+    """Return a function that makes a run to train on, 5 minutes of it."""
+
+    def make(
+        participant: str = "01",
+        dataset: str = "cohort",
+        site: str | None = "here",
+        run: str = "01",
+        **prepared: Any,
+    ) -> Recording:
+        known: dict[str, Any] = {
+            "folder": Path("/home/jane/prepared"),
+            "volumes": 150,
+            "voxels": 200_000,
+            "tr": 2.0,
+            "dummy_scans": 0,
+            "coverage": 0.95,
+            "mean": 500.0,
+            "deviation": 20.0,
+            "constant_voxels": 0,
+            "clipped_values": 0,
+            "replaced_values": 0,
+            "displacement": (0.0, *[0.1, 0.2] * 10),
+            "checksums": (),
+            "fingerprint": "ab" * 32,
+            "notices": (),
+        }
+        return Recording(
+            dataset=dataset,
+            participant=participant,
+            run=f"sub-{participant}_task-rest_run-{run}",
+            prepared=PreparedRun(**{**known, **prepared}),
+            site=site,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_events() -> Callable[..., tuple[Event, ...]]:
+    """Return a function that makes the log of a training that goes well."""
+
+    def make(
+        passes: int = 4, steps: int = 3, validation: bool = True, probes: bool = True
+    ) -> tuple[Event, ...]:
+        total = passes * steps
+        events: list[Event] = [
+            *(Extract(pass_=number, loss=1 / number) for number in range(1, 6)),
+            Start(
+                passes=passes,
+                steps=total,
+                batch=8,
+                windows_per_run=4,
+                warm_up=1,
+                frames=40,
+                width=192,
+            ),
+        ]
+        for number in range(1, total + 1):
+            events += [_make_step(number, steps), _make_reading(number)]
+            if number % steps == 0:
+                events += _end_pass(number, number // steps, validation, probes)
+        return (*events, End(step=total, pass_=passes, finished=True))
+
+    return make
+
+
+def _make_step(number: int, steps: int) -> Step:
+    return Step(
+        step=number,
+        pass_=(number - 1) // steps + 1,
+        loss=0.5 / number,
+        kinds=(0.4 / number, 0.5 / number, 0.6 / number),
+        rate=1e-4,
+        gradient_norm=1.0 + 1 / number,
+        momentum=0.996,
+        seconds=2.0,
+        loader_seconds=0.5,
+        windows_per_second=4.0,
+    )
+
+
+def _make_reading(number: int) -> Reading:
+    return Reading(
+        step=number,
+        least_spread=0.2,
+        median_spread=0.75,
+        cell_rank=50.0 + number,
+        view_rank=5.0,
+        over_constant=0.5,
+        over_position=0.8,
+        kinds=(0.1, 0.2, 0.3),
+        distance=0.1 * number,
+    )
+
+
+def _end_pass(step: int, number: int, validation: bool, probes: bool) -> list[Event]:
+    events: list[Event] = [Checkpoint(step=step, pass_=number)]
+    if validation:
+        events.append(
+            Validation(
+                step=step,
+                pass_=number,
+                loss=0.6 / step,
+                kinds=(0.5 / step, 0.6 / step, 0.7 / step),
+                over_constant=0.55,
+                over_position=0.85,
+            )
+        )
+    if probes:
+        events.append(
+            Probe(
+                step=step,
+                pass_=number,
+                name="site",
+                metric="AUROC",
+                score=0.7,
+                lower=0.6,
+                upper=0.8,
+                chance=0.5,
+            )
+        )
+    return events
+
+
+@pytest.fixture(scope="session")
+def make_story(
+    make_recording: Callable[..., Recording],
+    make_events: Callable[..., tuple[Event, ...]],
+    too_short: Refusal,
+    missing_content: Refusal,
+) -> Callable[..., Story]:
+    """Return a function that makes the story of a training; what is given replaces a part."""
+
+    def make(**parts: Any) -> Story:
+        settings = PretrainSettings(package_name="ours", seed=3)
+        events = parts.get("events", make_events())
+        start = next(event for event in make_events() if isinstance(event, Start))
+        known: dict[str, Any] = {
+            "name": "ours",
+            "weights": "5c" * 32,
+            "contract": Contract(),
+            "training": tuple(make_recording(label) for label in ("01", "02", "03")),
+            "validation": (make_recording("04"),),
+            "refusals": (too_short, missing_content),
+            "fingerprint": "7e" * 32,
+            "events": events,
+            "settings": settings,
+            "device": "cpu, float32",
+            "software": SOFTWARE,
+            "command": ("slimbrain", "fmriprep", "out", "group", "--action", "pretrain"),
+            "methods": describe_pretraining(settings, Contract(), start, SOFTWARE),
+        }
+        return Story(**{**known, **parts})
+
+    return make

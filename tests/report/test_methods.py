@@ -8,10 +8,23 @@ from dataclasses import replace
 import pytest
 
 from slimbrain_app.records import ModelIdentity
-from slimbrain_app.report.methods import describe_methods
-from slimbrain_app.settings import Encode, ParticipantSettings, Prepare, Rank
+from slimbrain_app.report.methods import describe_methods, describe_pretraining
+from slimbrain_app.settings import (
+    Corpus,
+    Encode,
+    Extract,
+    Hide,
+    Objective,
+    ParticipantSettings,
+    Prepare,
+    PretrainSettings,
+    Rank,
+    Train,
+)
+from slimbrain_app.training.log import Start
 
-SOFTWARE = {"SlimBrain": "0.1.0", "nibabel": "5.4.2", "nipype": "1.10.0"}
+SOFTWARE = {"SlimBrain": "0.1.0", "nibabel": "5.4.2", "nipype": "1.10.0", "torch": "2.9.1"}
+START = Start(passes=7, steps=91, batch=32, windows_per_run=3, warm_up=4, frames=40, width=192)
 
 
 @pytest.mark.parametrize(
@@ -64,3 +77,51 @@ def test_text_tells_the_models_own_contract(model: ModelIdentity) -> None:
     assert "20 frames (40 s)" in text
     assert "every 2 s" in text
     assert "the whole brain's and, as a second channel, each voxel's own" in text
+
+
+def describe(settings: PretrainSettings, model: ModelIdentity) -> str:
+    return describe_pretraining(settings, model.contract, START, SOFTWARE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (PretrainSettings(seed=7), "seed was 7"),
+        (PretrainSettings(rank=Rank(mode="uniform")), "ranking mode 'uniform'"),
+        (PretrainSettings(extract=Extract(passes=5)), "(5 passes)"),
+        (PretrainSettings(extract=Extract(passes=0)), "without a trained extractor"),
+        (
+            PretrainSettings(objective=Objective(name="mae")),
+            "a masked autoencoder (He et al., 2022)",
+        ),
+        (PretrainSettings(objective=Objective(momentum=0.99)), "momentum from 0.99 to 1"),
+        (PretrainSettings(objective=Objective(weights=(1, 0, 0))), "weighted by 1, 0, 0"),
+        (PretrainSettings(hide=Hide(visible_times=0.7)), "70 % of the times"),
+        (PretrainSettings(corpus=Corpus(validation=0.2)), "20 % of the people were kept out"),
+        (PretrainSettings(train=Train(rate=1e-3)), "of the steps to 0.0005 and"),
+        (PretrainSettings(train=Train(clip=0.3)), "at a norm of 0.3"),
+        (PretrainSettings(preset="base"), "preset 'base'"),
+    ],
+)
+def test_text_of_a_pretraining_follows_the_settings(
+    settings: PretrainSettings, words: str, model: ModelIdentity
+) -> None:
+    assert words in describe(settings, model)
+    assert words not in describe(PretrainSettings(), model)
+
+
+def test_text_of_a_pretraining_tells_what_the_preset_decided(model: ModelIdentity) -> None:
+    text = describe(PretrainSettings(), model)
+    assert "7 passes over all runs, 91 steps of 32 windows, 3 of each run in a pass" in text
+    assert "PyTorch 2.9.1" in text
+
+
+@pytest.mark.parametrize("name", ["jepa", "mae"])
+@pytest.mark.parametrize("threshold", [0.5, 0.0])
+def test_text_of_a_pretraining_cites_what_it_lists(name, threshold, model: ModelIdentity) -> None:
+    settings = PretrainSettings(objective=Objective(name=name), rank=Rank(fd_threshold=threshold))
+    text, references = describe(settings, model).split("## References")
+    listed = [line[2:].split()[0] for line in references.splitlines() if line.startswith("- ")]
+    cited = re.findall(r"(\w+) (?:et al\.|and \w+, \d{4})", text)
+    assert sorted(listed) == sorted(cited)
+    assert ("Caron" in listed) == (name == "jepa")

@@ -77,7 +77,16 @@ EVENTS: tuple[Event, ...] = (
     Validation(
         step=3, pass_=1, loss=0.5, kinds=(0.1, 0.2, 0.3), over_constant=0.6, over_position=0.9
     ),
-    Probe(step=3, pass_=1, name="site", score=0.6, lower=0.5, upper=0.7, chance=0.25),
+    Probe(
+        step=3,
+        pass_=1,
+        name="site",
+        metric="AUROC",
+        score=0.6,
+        lower=0.5,
+        upper=0.7,
+        chance=0.25,
+    ),
     Checkpoint(step=3, pass_=1),
     End(step=3, pass_=1, finished=False, reason="stopped by a signal"),
     Resume(step=3, pass_=1),
