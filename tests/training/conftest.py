@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -106,3 +109,13 @@ def prepared_runs() -> MakeRecordings:
     8 candidate windows.
     """
     return _write_recordings
+
+
+@pytest.fixture(scope="session")
+def drill() -> ModuleType:
+    """The small training of ``drill.py``, which is also a script to start and kill."""
+    spec = importlib.util.spec_from_file_location("drill", Path(__file__).with_name("drill.py"))
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["drill"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

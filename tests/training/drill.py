@@ -181,7 +181,8 @@ def run(folder: Path, drill: Drill, processes: Processes) -> list[Progress]:
     def watch(progress: Progress) -> None:
         told.append(progress)
         if processes.first:
-            print(json.dumps(asdict(progress)), flush=True)
+            sys.stdout.write(json.dumps(asdict(progress)) + "\n")
+            sys.stdout.flush()
 
     checkpoint = folder / "training.pt"
     state = make_state(drill)
@@ -199,21 +200,21 @@ def run(folder: Path, drill: Drill, processes: Processes) -> list[Progress]:
     return told
 
 
+def read_drill(words: list[str]) -> Drill:
+    """Read ``key=value``, each value of the type of its default."""
+    given = dict(word.split("=") for word in words)
+    types = {field.name: type(field.default) for field in fields(Drill)}
+    return Drill(**{key: types[key](value) for key, value in given.items()})
+
+
 def main() -> int:
     torch.set_num_threads(1)
-    types = {field.name: type(getattr(Drill(), field.name)) for field in fields(Drill)}
-    words = dict(word.split("=") for word in sys.argv[2:])
-    drill = Drill(
-        **{
-            key: types[key](eval(value) if types[key] is bool else value)
-            for key, value in words.items()
-        }
-    )
+    drill = read_drill(sys.argv[2:])
     try:
         with join_processes(drill.device) as processes:
             run(Path(sys.argv[1]), drill, processes)
     except CallRefused as error:
-        print(error, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0
 
