@@ -240,7 +240,7 @@ class _Training:
             some = order[first : first + RUNS_PER_STEP]
             for place in some:
                 errors = self.fill_in(runs[place], draw)
-                (errors.mean() / len(some)).backward()
+                torch.autograd.backward(errors.mean() / len(some))
                 given.append(float(errors[:2].detach().mean()))
             self._end_step()
         self.done = number + 1

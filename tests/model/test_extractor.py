@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimbrain_app.model.extractor import (
+    PRIOR,
     ExtractorSizes,
     Reading,
     TemporalExtractor,
@@ -119,7 +120,7 @@ def test_state_equals_attention_by_a_plain_loop() -> None:
         for head in (slice(0, 8), slice(8, 16)):
             likenesses = [plain_feature(query[head]) @ plain_feature(keys[g, head]) for g in givers]
             for giver, likeness in zip(givers, likenesses, strict=True):
-                attended[head] += likeness / sum(likenesses) * values[giver, head]
+                attended[head] += likeness / (sum(likenesses) + PRIOR * 8) * values[giver, head]
         decoded = extractor.decoder(reading.queries[7] + extractor.project(attended))
         expected = torch.stack(
             [extractor.cell_map(part) for part in extractor.part(decoded).split(16)]
