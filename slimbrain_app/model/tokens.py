@@ -194,17 +194,31 @@ def gather_patches(frames: Tensor, voxels: Tensor, table: TokenTable) -> Tensor:
     space = math.prod(sizes.grid[1:])
     # Several times share a place, whose voxels are looked up once.
     places, place = torch.unique(table.tokens % space, return_inverse=True)
-    columns = _patch_columns(voxels, sizes)[places].flatten()
+    columns = patch_columns(voxels, sizes)[places].flatten()
     # Flat, because torch is slow to select along a third axis; background reads the column of 0.
     values = functional.pad(frames.reshape(-1, len(voxels)), (1, 0)).index_select(1, columns)
     shape = (sizes.channels, sizes.grid[0], sizes.patch[0], len(places), -1)
     return values.reshape(shape)[:, table.tokens // space, :, place].flatten(1)
 
 
-def _patch_columns(voxels: Tensor, sizes: EncoderSizes) -> Tensor:
-    """Return 1 + the column of each place's voxels, 0 for background: (places, voxels)."""
-    columns = torch.zeros(math.prod(sizes.shape[1:]), dtype=torch.int64, device=voxels.device)
-    columns[voxels.long()] = torch.arange(1, len(voxels) + 1, device=voxels.device)
+def patch_columns(voxels: Tensor, sizes: EncoderSizes) -> Tensor:
+    """Return 1 + the column of each place's voxels, 0 for background.
+
+    Parameters
+    ----------
+    voxels : Tensor, int, shape (voxels,)
+        As for `gather_patches`.
+    sizes : EncoderSizes
+
+    Returns
+    -------
+    Tensor, int32, shape (places, voxels of a patch)
+        Places of the token grid without time, in C order.
+    """
+    columns = torch.zeros(math.prod(sizes.shape[1:]), dtype=torch.int32, device=voxels.device)
+    columns[voxels.long()] = torch.arange(
+        1, len(voxels) + 1, dtype=torch.int32, device=voxels.device
+    )
     (x, y, z), (i, j, k) = sizes.grid[1:], sizes.patch[1:]
     return columns.reshape(x, i, y, j, z, k).permute(0, 2, 4, 1, 3, 5).reshape(x * y * z, -1)
 

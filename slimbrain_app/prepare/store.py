@@ -31,7 +31,7 @@ Array = NDArray[np.float32]
 
 CLIP = 4.0
 _LEVELS = 127
-_LIMIT = 10.0
+LIMIT = 10.0
 # In volumes: a frame that rounding alone puts outside the run is inside.
 _ROUNDING = 1e-6
 # Volumes on either side of a slice: the spline's memory has faded to 1.4e-7 there.
@@ -84,16 +84,39 @@ def read_frames(
     ndarray, float32, shape (count, voxels)
         In deviations; clipped at 10, which the voxel channel never reaches.
     """
-    weights, volumes = _time_weights(prepared.volumes, prepared.tr, start, count, frame_time)
+    weights, volumes = weigh_volumes(prepared, start, count, frame_time)
     if channel == "voxel":
         weights *= CLIP / _LEVELS
     stored = np.load(prepared.folder / "signal.npy", mmap_mode="r")[volumes]
     frames = np.asarray(weights.astype(np.float32) @ stored.astype(np.float32))
     if channel == "global":
-        frames *= np.load(prepared.folder / "scale.npy") / np.float32(prepared.deviation)
-        frames += (np.load(prepared.folder / "mean.npy") - prepared.mean) / prepared.deviation
-        np.clip(frames, -_LIMIT, _LIMIT, out=frames)
+        gain, offset = find_units(prepared, channel)
+        frames *= gain
+        frames += offset
+        np.clip(frames, -LIMIT, LIMIT, out=frames)
     return frames
+
+
+def weigh_volumes(
+    prepared: PreparedRun, start: float, count: int, frame_time: float
+) -> tuple[NDArray[np.float64], slice]:
+    """Return the matrix (frames, volumes of the slice) that makes frames, and the slice."""
+    return _time_weights(prepared.volumes, prepared.tr, start, count, frame_time)
+
+
+def find_units(prepared: PreparedRun, channel: Channel) -> tuple[Array, Array]:
+    """Return gain and offset that turn the signal into deviations.
+
+    Returns
+    -------
+    gain, offset : ndarray, float32, shape (voxels,)
+        Of one number for all voxels in the voxel channel.
+    """
+    if channel == "voxel":
+        return np.array([CLIP / _LEVELS], np.float32), np.zeros(1, np.float32)
+    gain = np.load(prepared.folder / "scale.npy") / np.float32(prepared.deviation)
+    offset = (np.load(prepared.folder / "mean.npy") - prepared.mean) / prepared.deviation
+    return gain, offset
 
 
 def cell_means(prepared: PreparedRun, edge: int = 8) -> tuple[Array, NDArray[np.intp]]:
@@ -184,7 +207,7 @@ def _cells_of(prepared: PreparedRun, edge: int) -> NDArray[np.intp]:
 def _time_weights(
     volumes: int, tr: float, start: float, count: int, frame_time: float
 ) -> tuple[NDArray[np.float64], slice]:
-    """Return the matrix (frames, volumes of the slice) that makes frames, and the slice."""
+    """Do as `weigh_volumes` for a series of so many volumes."""
     position = np.asarray((start + np.arange(count)) * (frame_time / tr), np.float64)
     if position[0] < -_ROUNDING or position[-1] > volumes - 1 + _ROUNDING:
         raise ValueError(f"frames {start} to {start + count - 1} are not all inside the run")

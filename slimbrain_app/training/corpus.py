@@ -144,25 +144,6 @@ def rank_corpus(
     return items
 
 
-def require_unchanged(corpus: Corpus, fingerprint: str, file: object) -> None:
-    """Refuse to go on from a checkpoint, called ``file``, of another corpus.
-
-    Raises
-    ------
-    CallRefused
-        ``corpus-changed``.
-    """
-    if corpus.fingerprint != fingerprint:
-        raise CallRefused(
-            "corpus-changed",
-            file=file,
-            expected=f"the corpus that the training began with, {fingerprint[:12]}",
-            found=f"another one, {corpus.fingerprint[:12]}: runs, their windows or the split",
-            advice="give the same datasets and settings as before, or train under another "
-            "--package-name",
-        )
-
-
 def tabulate_corpus(corpus: Corpus, refusals: Mapping[str, Sequence[Refusal]]) -> pd.DataFrame:
     """List every run that was found: used for what, or why not.
 
