@@ -207,7 +207,7 @@ def test_every_event_is_told(make_story: MakeStory, make_events) -> None:
     rows = re.findall(r"<tr><th scope=\"row\"[^>]*>(\d+)</th>(.*)</tr>", table)
     assert [int(number) for number, _ in rows] == [1, 2, 3, 4]
     cells = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for _, row in rows]
-    assert cells[0] == ["0.3056", "0.2000", "0.55", "0.85", "53.0", "0.75", "4", "25 %", "6 s"]
+    assert cells[0] == ["0.3056", "0.2000", "0.550", "0.850", "53.0", "0.750", "4", "25 %", "6 s"]
 
 
 def test_names_are_escaped(make_story: MakeStory, make_recording, too_short: Refusal) -> None:
