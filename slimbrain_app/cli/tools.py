@@ -11,6 +11,7 @@ from typing import Any
 from slimbrain_app import __version__
 from slimbrain_app.cli.arguments import Parser
 from slimbrain_app.cli.models import add_models
+from slimbrain_app.cli.slurm import add_slurm
 from slimbrain_app.errors import CallRefused, Exit
 from slimbrain_app.settings import Compute
 
@@ -36,6 +37,7 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_simulate(commands)
     add_models(commands)
+    add_slurm(commands)
     return parser
 
 

@@ -1,0 +1,114 @@
+"""``slimbrain-tools slurm``: job scripts for a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimbrain_app.cli.arguments import Parser
+
+if TYPE_CHECKING:
+    Actions = argparse._SubParsersAction[Parser]
+
+# Minutes, with seconds, with hours; or days with what follows them.
+_TIME = r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}"
+_NAME = r"[\w.,:@+-]+"
+
+
+class _PassingParser(Parser):
+    """A parser that leaves what stands behind ``--`` to another command, as ``passed``."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = list(args or ())
+        end = words.index("--") if "--" in words else len(words)
+        options, unknown = super().parse_known_args(words[:end], namespace)
+        options.passed = words[end + 1 :]
+        return options, unknown
+
+
+def add_slurm(commands: Actions) -> None:
+    parser = commands.add_parser("slurm", help="job scripts for Slurm")
+    actions = parser.add_subparsers(
+        required=True, metavar="ACTION", title="actions", parser_class=_PassingParser
+    )
+    _add_pretrain(actions)
+
+
+def _add_pretrain(actions: argparse._SubParsersAction[_PassingParser]) -> None:
+    parser = actions.add_parser(
+        "pretrain",
+        help="train a model package on one node or several",
+        usage="%(prog)s BIDS_DIR OUTPUT_DIR --nodes N --gpus-per-node G --time HH:MM:SS [options] "
+        "[-- OPTION ...]",
+        epilog="Options after -- are passed on to slimbrain.",
+    )
+    parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="as for slimbrain")
+    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="as for slimbrain")
+    parser.add_argument("--nodes", type=_count(1), default=1, metavar="N", help="default: 1")
+    parser.add_argument(
+        "--gpus-per-node",
+        type=_count(0),
+        default=1,
+        metavar="G",
+        help="and as many processes on each node; 0 for one without a GPU (default: 1)",
+    )
+    parser.add_argument(
+        "--time", type=_match(_TIME), required=True, metavar="HH:MM:SS", help="limit of the job"
+    )
+    parser.add_argument("--partition", type=_match(_NAME), metavar="NAME")
+    parser.add_argument("--account", type=_match(_NAME), metavar="NAME")
+    parser.add_argument("--image", type=Path, metavar="SIF", help="run in this Apptainer image")
+    parser.add_argument("--config", type=Path, metavar="TOML", help="settings, as for slimbrain")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    parser.set_defaults(run=_write_pretraining)
+
+
+def _write_pretraining(options: argparse.Namespace) -> None:
+    from slimbrain_app.cli.app import read_options
+    from slimbrain_app.cluster.slurm import Job, enter_image, write_pretraining
+    from slimbrain_app.files import write_text
+
+    command = _make_command(options)
+    call = read_options(command[1:])  # Better refused now than when the job has waited its turn.
+    folders = [path.absolute() for path in (call.output_dir, call.work_dir) if path]
+    if options.image is not None:
+        given = (call.bids_dir, *(call.dataset or ()), call.config, call.bids_filter_file)
+        files = [path.absolute() for path in given if path]
+        gpus = options.gpus_per_node > 0
+        command = enter_image(command, options.image.absolute(), files, folders, gpus)
+    names = ("nodes", "gpus_per_node", "time", "partition", "account")
+    job = Job(**{name: getattr(options, name) for name in names})
+    script = write_pretraining(job, command, folders)
+    if options.output is None:
+        print(script, end="")
+    else:
+        write_text(options.output, script)
+
+
+def _make_command(options: argparse.Namespace) -> list[str]:
+    folders = [str(folder.absolute()) for folder in (options.bids_dir, options.output_dir)]
+    command = ["slimbrain", *folders, "group", "--action=pretrain"]
+    if options.config is not None:
+        command.append(f"--config={options.config.absolute()}")
+    return [*command, *options.passed]
+
+
+def _count(least: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}, where a number from {least} is expected")
+        return int(text)
+
+    return convert
+
+
+def _match(pattern: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise argparse.ArgumentTypeError(f"{text!r}, which Slurm does not understand")
+        return text
+
+    return check
