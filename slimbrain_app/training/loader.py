@@ -102,7 +102,7 @@ def make_loader(
     """
     device = torch.device(device)
     loader = DataLoader(
-        _Parcels(windows, cut=device.type == "cpu"),
+        Parcels(windows, cut=device.type == "cpu"),
         batch_size=None,
         sampler=batches,
         num_workers=workers,
@@ -120,7 +120,7 @@ def make_loader(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Parcel:
+class Parcel:
     """A batch on its way between processes, in two pieces of shared memory at most.
 
     Each tensor that torch sends costs a file handle, of which a process may have a thousand.
@@ -133,7 +133,7 @@ class _Parcel:
     patches: Tensor
 
     @classmethod
-    def of(cls, batch: Batch, raw: Sequence[RawWindow], patches: Tensor) -> _Parcel:
+    def of(cls, batch: Batch, raw: Sequence[RawWindow], patches: Tensor) -> Parcel:
         head, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
         _Packer(head, protocol=5, buffer_callback=buffers.append).dump((batch, raw))
         parts = [np.frombuffer(head.getbuffer(), np.uint8)]
@@ -154,7 +154,7 @@ class _Parcel:
         whole: Batch = replace(batch.to(device), patches=patches)
         return whole
 
-    def pin_memory(self) -> _Parcel:
+    def pin_memory(self) -> Parcel:
         return replace(self, content=self.content.pin_memory())
 
 
@@ -167,14 +167,14 @@ class _Packer(pickle.Pickler):
         return NotImplemented
 
 
-class _Parcels(Dataset[_Parcel | SlimBrainError]):
+class Parcels(Dataset[Parcel | SlimBrainError]):
     """Reads a batch at a time; a refusal is handed on, for torch would turn it into text."""
 
     def __init__(self, windows: Windows, cut: bool) -> None:
         self.windows = windows
         self.cut = cut
 
-    def __getitem__(self, samples: Sequence[Sample]) -> _Parcel | SlimBrainError:
+    def __getitem__(self, samples: Sequence[Sample]) -> Parcel | SlimBrainError:
         sizes = self.windows.sizes
         try:
             views, raw = zip(*(self.windows[sample] for sample in samples), strict=True)
@@ -182,8 +182,8 @@ class _Parcels(Dataset[_Parcel | SlimBrainError]):
             return error
         batch = collate_views(views, sizes)
         if self.cut:
-            return _Parcel.of(batch, (), _cut_windows(raw, sizes, torch.device("cpu")))
-        return _Parcel.of(batch, raw, batch.patches)
+            return Parcel.of(batch, (), _cut_windows(raw, sizes, torch.device("cpu")))
+        return Parcel.of(batch, raw, batch.patches)
 
 
 def _cut_windows(windows: Sequence[RawWindow], sizes: EncoderSizes, device: torch.device) -> Tensor:

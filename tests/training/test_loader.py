@@ -19,7 +19,7 @@ from slimbrain_app.model.presets import PRESETS
 from slimbrain_app.records import Contract
 from slimbrain_app.settings import Hide
 from slimbrain_app.training.corpus import Item
-from slimbrain_app.training.loader import Meter, _Parcels, make_loader
+from slimbrain_app.training.loader import Meter, Parcels, make_loader
 from slimbrain_app.training.samples import cut_steps, draw_pass
 from slimbrain_app.training.windows import Windows
 
@@ -69,7 +69,7 @@ def test_batches_are_the_same_to_the_last_byte_for_any_number_of_workers(windows
 
 
 def test_batches_cut_where_they_are_wanted_are_the_same(windows, batches):
-    ready, raw = _Parcels(windows, cut=True), _Parcels(windows, cut=False)
+    ready, raw = Parcels(windows, cut=True), Parcels(windows, cut=False)
     for samples in batches:
         assert same(ready[samples].open(TINY, CPU), raw[samples].open(TINY, CPU))
         assert ready[samples].patches.numel() and not raw[samples].patches.numel()
