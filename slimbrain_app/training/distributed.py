@@ -17,6 +17,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# DistributedDataParallel would load it later, when functions in it take the process group for a
+# default: its threads would then outlive it, and now and then abort the process at its very end.
+import torch.distributed.nn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
