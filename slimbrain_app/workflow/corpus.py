@@ -18,6 +18,7 @@ from slimbrain_app.prepare import check_length
 from slimbrain_app.prepare.reuse import find_prepared, open_prepared
 from slimbrain_app.records import Contract, Notice, PreparedRun, Recording, Refusal, Run
 from slimbrain_app.settings import Prepare, PretrainSettings, Select
+from slimbrain_app.training.corpus import check_recordings
 from slimbrain_app.workflow.plan import check_folders
 
 
@@ -69,12 +70,20 @@ class CorpusPlan:
     notices: tuple[Notice, ...]
 
     @classmethod
-    def of(cls, findings: Iterable[Finding], notices: Iterable[Notice]) -> CorpusPlan:
+    def of(
+        cls, findings: Iterable[Finding], notices: Iterable[Notice], contract: Contract
+    ) -> CorpusPlan:
+        """Sort findings; prepared runs must be whole and long enough."""
         every = list(findings)
+        usable, unusable = check_recordings(
+            [one for one in every if isinstance(one, Recording)], contract
+        )
+        refused = [one for one in every if isinstance(one, Refused)]
+        refused += [Refused(one.dataset, refusal) for one, refusal in unusable]
         return cls(
-            recordings=tuple(one for one in every if isinstance(one, Recording)),
+            recordings=tuple(usable),
             todo=tuple(one for one in every if isinstance(one, Todo)),
-            refused=tuple(one for one in every if isinstance(one, Refused)),
+            refused=tuple(refused),
             notices=tuple(notices),
         )
 
@@ -109,7 +118,7 @@ def plan_corpus(
         for dataset in datasets
         for finding in _search(dataset, places[dataset], settings, contract)
     )
-    return CorpusPlan.of(findings, notices)
+    return CorpusPlan.of(findings, notices, contract)
 
 
 def name_datasets(folders: Sequence[Path]) -> tuple[Dataset, ...]:
@@ -170,7 +179,7 @@ def _search(
             return
         select = replace(select, participants=tuple(sorted(here)))
     if list_prepared(dataset.folder, Select()):
-        yield from _search_prepared(dataset, select, contract)
+        yield from _search_prepared(dataset, select)
         return
     found = discover(dataset.folder, select, settings.prepare)
     yield from (Refused(dataset.name, refusal) for refusal in found.refused)
@@ -186,17 +195,16 @@ def _sort_out(todo: Todo, places: Iterable[Path], prepare: Prepare, contract: Co
     """Take a prepared run that is up to date, or see whether there can be one."""
     found = (find_prepared(todo.run, place, prepare) for place in places)
     prepared = next((one for one in found if one is not None), None)
+    if prepared is not None:
+        return todo.record(prepared)
     try:
-        if prepared is not None:
-            _require_length(prepared, todo.run.name, contract)
-            return todo.record(prepared)
         check_length(todo.run, prepare, contract.span_seconds)
     except RunRefused as error:
         return Refused(todo.dataset, Refusal.of(todo.run.name, error))
     return todo
 
 
-def _search_prepared(dataset: Dataset, select: Select, contract: Contract) -> Iterator[Finding]:
+def _search_prepared(dataset: Dataset, select: Select) -> Iterator[Finding]:
     found = list_prepared(dataset.folder, select)
     if not found:
         raise CallRefused(
@@ -209,9 +217,7 @@ def _search_prepared(dataset: Dataset, select: Select, contract: Contract) -> It
     sites = read_sites(dataset.folder)
     for one in found:
         try:
-            name = one.folder.relative_to(dataset.folder).as_posix()
-            prepared = open_prepared(one.folder, name)
-            _require_length(prepared, name, contract)
+            prepared = open_prepared(one.folder, one.folder.relative_to(dataset.folder).as_posix())
             yield Recording(
                 dataset=dataset.name,
                 participant=one.participant,
@@ -221,15 +227,3 @@ def _search_prepared(dataset: Dataset, select: Select, contract: Contract) -> It
             )
         except RunRefused as error:
             yield Refused(dataset.name, Refusal.of(one.run, error))
-
-
-def _require_length(prepared: PreparedRun, name: str, contract: Contract) -> None:
-    seconds = (prepared.volumes - 1) * prepared.tr
-    if seconds < contract.span_seconds - 1e-6:
-        raise RunRefused(
-            "too-short",
-            file=name,
-            expected=f"at least {contract.span_seconds:.2f} s, one window",
-            found=f"{seconds:.2f} s: {prepared.volumes} volumes of {prepared.tr:g} s",
-            advice="leave this run out",
-        )
