@@ -63,6 +63,12 @@ def open_output(output: Path, dataset: Path) -> None:
         write_text(output / "README.md", README.format(version=__version__))
 
 
+def read_licence(dataset: Path) -> str | None:
+    """Return the licence that a dataset's description states, if it does."""
+    licence = _read_description(dataset).get("License")
+    return licence if isinstance(licence, str) else None
+
+
 def _describe(source: Mapping[str, Any], link: str) -> dict[str, Any]:
     earlier = source.get("SourceDatasets")
     nearest = {"DOI": source["DatasetDOI"]} if "DatasetDOI" in source else {"URL": link}

@@ -33,6 +33,7 @@ from slimbrain_app.model.packages import (
 from slimbrain_app.ranking import JUDGED
 from slimbrain_app.records import Recording, Refusal
 from slimbrain_app.settings import PretrainSettings
+from slimbrain_app.training.card import Facts, Source, write_card
 from slimbrain_app.training.checkpoint import (
     Identity,
     read_content,
@@ -46,7 +47,7 @@ from slimbrain_app.training.corpus import Corpus, Item, rank_corpus, split_peopl
 from slimbrain_app.training.design import Design, make_objective
 from slimbrain_app.training.distributed import Processes
 from slimbrain_app.training.loader import make_loader
-from slimbrain_app.training.log import Checkpoint, End, Event, Resume, Start, open_log
+from slimbrain_app.training.log import Checkpoint, End, Event, Resume, Start, open_log, read_log
 from slimbrain_app.training.loop import train
 from slimbrain_app.training.manifest import (
     Manifest,
@@ -230,8 +231,22 @@ def train_encoder(
     return state.objective
 
 
-def publish(pretraining: Pretraining, objective: Objective, corpus: Corpus, card: str) -> Package:
-    """Make a package of what was trained; the checkpoints go. For the first process only."""
+def publish(
+    pretraining: Pretraining,
+    objective: Objective,
+    corpus: Corpus,
+    sources: Sequence[Source],
+    software: Mapping[str, str],
+) -> Package:
+    """Make a package of what was trained; the checkpoints go. For the first process only.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        The corpus dataset by dataset, for the card.
+    software : mapping of str to str
+        Package and version, for the card.
+    """
     settings, design, folder = pretraining.settings, pretraining.design, pretraining.folder
     recordings = [item.recording for item in (*corpus.train, *corpus.validation)]
     extractor = load_trained_extractor(pretraining)
@@ -243,6 +258,14 @@ def publish(pretraining: Pretraining, objective: Objective, corpus: Corpus, card
         encoder=design.sizes,
         extractor=None if extractor is None else extractor.sizes,
     )
+    facts = Facts(
+        sources=sources,
+        validation_people=len({item.recording.person for item in corpus.validation}),
+        settings=settings,
+        events=read_log(pretraining.log),
+        licence="not stated; what the terms of the data allow",
+        software=software,
+    )
     # Beside the package, not part of it: it tells times, which are never the same.
     shutil.copyfile(pretraining.log, pretraining.finished_log)
     origin = json.dumps(_describe_origin(settings, recordings), indent=2) + "\n"
@@ -252,7 +275,7 @@ def publish(pretraining: Pretraining, objective: Objective, corpus: Corpus, card
         config,
         objective.trained.cpu(),
         extractor,
-        card=card,
+        card=write_card(folder.name, config, facts),
         records={RECORD: origin, SEEN: seen},
     )
 

@@ -13,7 +13,8 @@ from slimbrain_app.files import whole_file, write_json
 from slimbrain_app.records import Recording, Refusal
 from slimbrain_app.report.group import write_group_page
 from slimbrain_app.report.methods import describe_pretraining
-from slimbrain_app.report.story import Story
+from slimbrain_app.report.story import Story, count_people
+from slimbrain_app.training.card import Source
 from slimbrain_app.training.corpus import COLUMNS, Corpus, Item, tabulate_corpus
 from slimbrain_app.training.log import Checkpoint, Event, Start, pick, read_log
 from slimbrain_app.training.pretraining import Pretraining
@@ -103,9 +104,26 @@ class Page:
         write_group_page(self.output / PAGE, story)
 
 
-def describe_card(pretraining: Pretraining, corpus: Corpus) -> str:
-    """Return the package's card."""
-    return f"# {pretraining.folder.name}\n"
+def list_sources(corpus: Corpus, licences: Mapping[str, str | None]) -> list[Source]:
+    """Sum up what was trained on, dataset by dataset, for the card."""
+    recordings = _list_recordings((*corpus.train, *corpus.validation))
+    return [_sum_up(name, licences.get(name), recordings) for name in _list_names(recordings)]
+
+
+def _list_names(recordings: Sequence[Recording]) -> list[str]:
+    return sorted({recording.dataset for recording in recordings})
+
+
+def _sum_up(name: str, licence: str | None, recordings: Sequence[Recording]) -> Source:
+    own = [recording for recording in recordings if recording.dataset == name]
+    seconds = sum(recording.prepared.volumes * recording.prepared.tr for recording in own)
+    return Source(
+        name=name,
+        people=count_people(own),
+        runs=len(own),
+        hours=seconds / 3600,
+        licence=licence,
+    )
 
 
 def _list_recordings(items: Sequence[Item]) -> tuple[Recording, ...]:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from slimbrain_app.bids.dataset import open_output
+from slimbrain_app.bids.dataset import open_output, read_licence
 from slimbrain_app.embedding import choose_device
 from slimbrain_app.files import lock
 from slimbrain_app.model.packages import Package
@@ -32,8 +32,9 @@ from slimbrain_app.training.pretraining import (
     settle_corpus,
     train_encoder,
 )
-from slimbrain_app.workflow.corpus import CorpusPlan, Refused, plan_corpus
-from slimbrain_app.workflow.outcome import Page, describe_card, write_corpus
+from slimbrain_app.workflow.corpus import CorpusPlan, Refused, name_datasets, plan_corpus
+from slimbrain_app.workflow.outcome import Page, list_sources, write_corpus
+from slimbrain_app.workflow.plan import list_software
 from slimbrain_app.workflow.preparing import lock_prepared, prepare_runs
 from slimbrain_app.workflow.probing import Prober
 from slimbrain_app.workflow.resources import Limits, find_limits
@@ -209,8 +210,14 @@ class _Conductor:
                 page.follow if page else self.watch.tell,
             )
             if page:
-                card = describe_card(call.pretraining, corpus)
-                self.package = publish(call.pretraining, objective, corpus, card)
+                licences = {
+                    dataset.name: read_licence(dataset.folder)
+                    for dataset in name_datasets(call.datasets)
+                }
+                sources = list_sources(corpus, licences)
+                self.package = publish(
+                    call.pretraining, objective, corpus, sources, list_software()
+                )
                 page.weights = self.package.sha256
 
     def _prepare(self) -> tuple[Recording, ...]:
