@@ -37,6 +37,8 @@ RUNS_PER_STEP = 4
 WARM_UP = 0.05
 CLIP = 1.0
 GIVERS = (0.1, 0.9)
+# Scores are differences of what parts of a run tell of each other; below it they are mostly chance.
+LEAST_GAIN = 0.01
 # Components with less variance than this share of the first one's are rounding.
 _REAL = 1e-6
 
@@ -119,6 +121,15 @@ def train_extractor(
         if save is not None:
             save(training.state())
     return _spread(extractor.cpu(), used, sizes).eval()
+
+
+def is_useful(last: Pass) -> bool:
+    """Whether an extractor is worth ranking by, after its last pass.
+
+    That is where, in people kept out of its training, parts of a run take a hundredth at least
+    from the error of hidden cells. Where nobody was kept out it isn't known, so it is not.
+    """
+    return 1 - last.validation / last.alone >= LEAST_GAIN
 
 
 def keep_cells(prepared: PreparedRun, contract: Contract, work: Path | None) -> Cells:

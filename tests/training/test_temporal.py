@@ -15,9 +15,11 @@ from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor, cut
 from slimbrain_app.ranking import standardise
 from slimbrain_app.records import Contract
 from slimbrain_app.settings import Extract
+from slimbrain_app.training.log import Extract as Pass
 from slimbrain_app.training.temporal import (
     Cells,
     draw_givers,
+    is_useful,
     read_cells,
     start_from_components,
     train_extractor,
@@ -136,3 +138,13 @@ def test_cells_that_nobody_had_are_neither_heeded_nor_guessed(recordings):
     assert not extractor.frame_map.weight[:, nobody].any()
     assert not extractor.cell_map.weight[nobody].any() and not extractor.cell_map.bias[nobody].any()
     assert extractor.frame_map.weight[:, used].any()
+
+
+@pytest.mark.parametrize(
+    ("validation", "alone", "useful"),
+    [(0.98, 1.0, True), (0.995, 1.0, False), (1.02, 1.0, False), (math.nan, math.nan, False)],
+)
+def test_an_extractor_is_useful_where_parts_of_unseen_runs_tell_of_each_other(
+    validation, alone, useful
+):
+    assert is_useful(Pass(pass_=1, loss=0.1, validation=validation, alone=alone)) is useful
