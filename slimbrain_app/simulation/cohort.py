@@ -25,11 +25,15 @@ from slimbrain_app.simulation.enrolment import enrol
 from slimbrain_app.simulation.nuisance import judge_restlessness
 from slimbrain_app.simulation.parcels import weigh_parcels
 from slimbrain_app.simulation.people import draw_restlessness
+from slimbrain_app.simulation.quality import amplify
 from slimbrain_app.simulation.recorded import Inputs, Volunteer, read_series
 from slimbrain_app.simulation.run import Scan, Scanner, scan_brain, write_scan
 from slimbrain_app.simulation.settings import CohortSettings, check_settings
 from slimbrain_app.simulation.sites import PERSON, draw_site, seed_by_name, shade, shade_coil
 from slimbrain_app.simulation.volumes import prepare_scan
+
+# The series already hold what body and scanner added to whole regions: this much more is added.
+_NUISANCE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,13 +151,19 @@ def _scan_person(plan: _Plan, person: Volunteer) -> Scan:
     if person.displacement is not None:
         restlessness = judge_restlessness(person.displacement, person.tr)
     anatomy = shade(shade_coil(plan.anatomy, site), PERSON, generator)
+    brain = Sources(weights=plan.weights, series=read_series(plan.inputs, person))
     return scan_brain(
         anatomy,
-        Sources(weights=plan.weights, series=read_series(plan.inputs, person)),
+        amplify(anatomy, brain),
         person.tr,
         restlessness,
         generator,
-        Scanner(tsnr=settings.tsnr, noisiness=site.noisiness, spread=site.spread),
+        Scanner(
+            tsnr=settings.tsnr,
+            noisiness=site.noisiness,
+            nuisance=_NUISANCE,
+            spread=site.spread,
+        ),
     )
 
 

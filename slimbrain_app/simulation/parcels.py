@@ -11,8 +11,6 @@ from scipy.sparse import csc_array, csr_array, diags_array
 
 from slimbrain_app.simulation.anatomy import Anatomy, Floats
 
-# Deviation of the signal of pure grey matter, share of the signal at rest.
-_AMPLITUDE = 0.02
 # Neighbouring regions blend over a Gaussian of so many mm at half its height, cut off after so
 # many deviations.
 _BLEND, _REACH = 6.0, 3.0
@@ -43,12 +41,12 @@ class Atlas:
 def weigh_parcels(anatomy: Anatomy, atlas: Atlas) -> csr_array:
     """Return what a voxel shows of each region's time course, shape (voxels, regions).
 
-    Regions are blurred so that neighbours blend, and shown by grey matter. In scanner units per
-    unit of the time course.
+    Regions are blurred so that neighbours blend, and shown by grey matter, in proportion to the
+    signal at rest.
     """
     shares = share_voxels(anatomy, atlas)
     crowding = np.maximum(shares.sum(axis=1), _LEAST_SHARE)
-    strength = _AMPLITUDE * anatomy.rest * anatomy.grey / crowding
+    strength = anatomy.rest * anatomy.grey / crowding
     return csr_array(diags_array(strength) @ shares, dtype=np.float32)
 
 

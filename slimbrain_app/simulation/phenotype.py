@@ -19,9 +19,14 @@ DISPLACEMENTS = ("func_mean_fd",)
 _NAMES = {"age_at_scan": "age", "site_id": "site", "dx_group": "group", "gender": "sex"}
 _SEXES = {"1": "M", "2": "F", "male": "M", "female": "F", "m": "M", "f": "F"}
 _GROUPS = {"1": "autism", "2": "control"}
+# Only where no cell says anything else.
+_LEVELS = {
+    "sex": {"F": "female", "M": "male"},
+    "group": {"autism": "autism spectrum disorder", "control": "typical control"},
+}
 _KNOWN: Mapping[str, Mapping[str, Any]] = {
     "age": {"Description": "Age at the scan", "Units": "years"},
-    "sex": {"Description": "Sex", "Levels": {"F": "female", "M": "male"}},
+    "sex": {"Description": "Sex"},
     "site": {"Description": "Where the series was recorded"},
     "group": {"Description": "Diagnostic group"},
     "func_mean_fd": {"Description": "Mean framewise displacement", "Units": "mm"},
@@ -77,8 +82,8 @@ def describe_participants(participants: pd.DataFrame) -> dict[str, Any]:
     described: dict[str, Any] = {}
     for name in participants.columns.drop("participant_id"):
         described[name] = dict(_KNOWN.get(name, {"Description": f"{name}, as in the source"}))
-    if "group" in described and set(participants["group"].dropna()) <= set(_GROUPS.values()):
-        described["group"]["Levels"] = {name: name for name in _GROUPS.values()}
+        if name in _LEVELS and set(participants[name].dropna()) <= set(_LEVELS[name]):
+            described[name]["Levels"] = _LEVELS[name]
     return described
 
 

@@ -1,4 +1,4 @@
-"""How much of everything but the brain's doing makes a scan of a given temporal signal-to-noise."""
+"""How strong the brain and all else must be for a given temporal signal-to-noise."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ from slimbrain_app.simulation.noise import expect_noise
 # So many grey voxels tell their median.
 _SAMPLE = 1000
 _STRONGEST = 1000.0
+# Deviation of a median grey voxel's own signal, share of its signal at rest.
+_AMPLITUDE = 0.011
 
 
 def grey_voxels(anatomy: Anatomy) -> NDArray[np.intp]:
     """Return which voxels' temporal signal-to-noise is meant: in the mask, and mostly grey."""
     return np.flatnonzero(anatomy.brain & (anatomy.grey > 0.5))
+
+
+def amplify(anatomy: Anatomy, brain: Sources) -> Sources:
+    """Make the signal of the median grey voxel, of those that show any, as strong as is usual."""
+    voxels = _sample_grey(anatomy)
+    share = brain.show(voxels).std(axis=0) / anatomy.rest[voxels]
+    return brain.scale(_AMPLITUDE / float(np.median(share[share > 0])))
 
 
 def find_level(anatomy: Anatomy, brain: Sources, nuisance: Sequence[Sources], tsnr: float) -> float:
@@ -34,8 +43,7 @@ def find_level(anatomy: Anatomy, brain: Sources, nuisance: Sequence[Sources], ts
     """
     from scipy.optimize import brentq
 
-    voxels = grey_voxels(anatomy)
-    voxels = voxels[:: max(1, len(voxels) // _SAMPLE)]
+    voxels = _sample_grey(anatomy)
     own = brain.show(voxels).var(axis=0)
     other = expect_noise(anatomy)[voxels] ** 2
     for source in nuisance:
@@ -53,3 +61,8 @@ def find_level(anatomy: Anatomy, brain: Sources, nuisance: Sequence[Sources], ts
             advice="ask for less with --tsnr",
         )
     return float(brentq(exceed, 0, _STRONGEST))
+
+
+def _sample_grey(anatomy: Anatomy) -> NDArray[np.intp]:
+    voxels = grey_voxels(anatomy)
+    return voxels[:: max(1, len(voxels) // _SAMPLE)]

@@ -33,12 +33,15 @@ class Scanner:
         scaled; None leaves them as on a usual scanner.
     noisiness : float
         A further factor on them.
+    nuisance : float
+        Strength of motion, physiology and drift relative to the noise.
     spread : float
         Deviation of the Gaussian that makes noise smooth, mm.
     """
 
     tsnr: float | None = None
     noisiness: float = 1.0
+    nuisance: float = 1.0
     spread: float = SPREAD
 
 
@@ -90,11 +93,12 @@ def scan_brain(
     """
     volumes = len(brain.series)
     motion = draw_motion(volumes, tr, restlessness, generator)
-    nuisance = (
+    drawn = (
         move_edges(anatomy, motion),
         draw_physiology(anatomy, volumes, tr, generator),
         draw_drift(anatomy, volumes, generator),
     )
+    nuisance = [source.scale(scanner.nuisance) for source in drawn]
     level = scanner.noisiness
     if scanner.tsnr is not None:
         level *= find_level(anatomy, brain, nuisance, scanner.tsnr)

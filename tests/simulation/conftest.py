@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from slimbrain_app.simulation import SimulationSettings, simulate_dataset
+from slimbrain_app.simulation import Inputs, SimulationSettings, simulate_dataset
 from slimbrain_app.simulation.anatomy import Anatomy, load_anatomy
 from slimbrain_app.simulation.networks import Regions, load_regions
 
@@ -69,3 +69,74 @@ def dataset(tmp_path_factory, settings) -> Path:
 def run(dataset) -> SimulatedRun:
     name = "sub-01_task-rest_run-01_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
     return SimulatedRun(dataset / "sub-01" / "func" / name)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Three people from two sites whose series were drawn at random, and the atlas to them."""
+
+    folder: Path
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(
+            series=self.folder / "series.npz",
+            atlas=self.folder / "atlas.nii.gz",
+            phenotype=self.folder / "people.csv",
+        )
+
+    @property
+    def moments(self) -> Path:
+        return self.folder / "moments.npz"
+
+    def series(self) -> dict[str, np.ndarray]:
+        with np.load(self.inputs.series) as archive:
+            return dict(archive)
+
+    def table(self) -> pd.DataFrame:
+        return pd.read_csv(self.inputs.phenotype, dtype=str, keep_default_na=False)
+
+    def rewrite(self, folder: Path, series=None, table=None, atlas=None, moments=None) -> Inputs:
+        """Write the files to another folder, with some content of their own."""
+        folder.mkdir(exist_ok=True)
+        inputs = Files(folder).inputs
+        np.savez(inputs.series, **(self.series() if series is None else series))
+        (self.table() if table is None else table).to_csv(inputs.phenotype, index=False)
+        nibabel.save(nibabel.load(self.inputs.atlas) if atlas is None else atlas, inputs.atlas)
+        if moments is not None:
+            np.savez(Files(folder).moments, **moments)
+            inputs = replace(inputs, moments=Files(folder).moments)
+        return inputs
+
+
+def make_atlas() -> nibabel.Nifti1Image:
+    """Cut the brain into 12 blocks; axes run to the left and back, and are permuted."""
+    numbers = np.kron(np.arange(1, 13).reshape(3, 2, 2), np.ones((12, 18, 12))).astype(np.int16)
+    affine = nibabel.affines.from_matvec(np.diag([-4.0, -5.0, 5.0]), [72, 72, -50])
+    return nibabel.Nifti1Image(np.pad(numbers, 1), affine).as_reoriented(
+        np.array([[2, 1], [0, 1], [1, -1]])
+    )
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> Files:
+    folder = tmp_path_factory.mktemp("recorded")
+    random = np.random.default_rng(5)
+    people = {
+        "B_01": random.standard_normal((30, 12)),
+        "A_02": random.standard_normal((24, 12)).astype(np.float16),
+        "A_03": random.standard_normal((24, 12)),
+        "A_09": random.standard_normal((24, 12)),
+    }
+    # Outside of this person's field of view.
+    people["B_01"][:, 4] = 0
+    (folder / "people.csv").write_text(
+        "FILE_ID,SITE_ID,AGE_AT_SCAN,SEX,DX_GROUP,FIQ,func_mean_fd,TR\n"
+        "B_01,North,12.5,2,1,101,0.31,2.0\n"
+        "A_07,South,30,1,2,,0.1,1.5\n"
+        "A_02,South,20,1,2,-9999,,1.5\n"
+        "A_03,South,9,1,2,99,0.05,1.5\n"
+    )
+    nibabel.save(make_atlas(), folder / "atlas.nii.gz")
+    np.savez(folder / "series.npz", **people)
+    return Files(folder)

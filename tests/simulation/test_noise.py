@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from slimbrain_app.simulation.noise import draw_field, draw_wandering, stream_noise
+from slimbrain_app.simulation.noise import draw_field, draw_wandering, expect_noise, stream_noise
 
 
 def test_wandering_forgets_within_its_memory():
@@ -36,6 +36,23 @@ def test_fields_are_smooth_over_their_spread(anatomy):
         products.append(np.mean(pair[0][inside] * pair[1][inside]))
     # Four voxels are 16 mm apart.
     assert np.mean(products) == pytest.approx(np.exp(-(16**2) / (4 * spread**2)), abs=0.06)
+
+
+def test_noise_is_correlated_in_space_by_its_spread(anatomy):
+    """Its smooth part, a known share of the variance, as the Gaussian says; the rest not at all."""
+    noise = np.stack(list(islice(stream_noise(anatomy, 2.0, np.random.default_rng(2), 4.0), 60)))
+    volumes = anatomy.fill_volumes((noise / expect_noise(anatomy)).astype(np.float32))
+    smooth = np.mean((0.007 * anatomy.rest / expect_noise(anatomy)) ** 2)
+    for steps in (1, 2, 6):
+        pair = volumes[..., :-steps], volumes[..., steps:]
+        inside = (pair[0] != 0) & (pair[1] != 0)
+        expected = smooth * np.exp(-((steps * anatomy.voxel_size) ** 2) / (4 * 4.0**2))
+        assert np.mean(pair[0][inside] * pair[1][inside]) == pytest.approx(expected, abs=0.03)
+
+
+def test_noise_is_as_strong_as_expected(anatomy):
+    noise = np.stack(list(islice(stream_noise(anatomy, 9.0, np.random.default_rng(4)), 150)))
+    np.testing.assert_allclose(np.mean(noise.std(axis=0) / expect_noise(anatomy)), 1, rtol=0.02)
 
 
 def test_noise_is_autocorrelated_but_not_wholly(anatomy):

@@ -11,6 +11,7 @@ from slimbrain_app.simulation.nuisance import (
     draw_motion,
     draw_physiology,
     draw_rhythm,
+    judge_restlessness,
     move_edges,
 )
 
@@ -38,6 +39,14 @@ def test_restless_people_move_more():
         for r in (0.5, 2.0)
     )
     assert restless == pytest.approx(4 * calm, rel=0.05)
+
+
+@pytest.mark.parametrize(("mean", "tr"), [(0.1, 2.0), (0.3, 1.5), (0.5, 3.0)])
+def test_heads_move_as_much_as_is_known(mean, tr):
+    restlessness = judge_restlessness(mean, tr)
+    motion = draw_motion(4000, tr, restlessness, np.random.default_rng(0))
+    moved = displacement(np.diff(motion, axis=0)).mean()
+    assert moved == pytest.approx(mean, rel=0.1)
 
 
 @pytest.mark.parametrize("parameter", range(6))
