@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from slimbrain_app.bids.discover import read_filter_file
-from slimbrain_app.cli import parser as app
 from slimbrain_app.cli import tools
-from slimbrain_app.cli.arguments import normalise
+from slimbrain_app.cli.app import read_options
 from slimbrain_app.settings import ParticipantSettings, read_settings
 
 ENVIRONMENT = {
@@ -43,7 +42,7 @@ def test_every_command_is_understood(pages):
     assert {words[0] for _, words in commands} == {"slimbrain", "slimbrain-tools"}
     for _, (program, *words) in commands:
         if program == "slimbrain":
-            app.make_parser().parse_strictly(normalise(words))
+            read_options(words)
         elif words != ["--version"]:
             tools.make_parser().parse_strictly(words)
 

@@ -9,19 +9,22 @@ import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import pytest
+
 import slimbrain_app
 from slimbrain_app.bids.sidecars import COLUMNS
 from slimbrain_app.cli import parser as app
 from slimbrain_app.cli import tools
 from slimbrain_app.errors import REASONS, Exit, Scope
-from slimbrain_app.settings import ParticipantSettings, read_settings
-from slimbrain_app.simulation import SimulationSettings
+from slimbrain_app.settings import ParticipantSettings, PretrainSettings, read_settings
+from slimbrain_app.simulation import CohortSettings, SimulationSettings
 
 SCOPES = {
     "## Runs refused": Scope.RUN,
     "## Warnings": Scope.WARNING,
     "## Calls refused": Scope.CALL,
 }
+LEVELS = {"participant": ParticipantSettings, "group": PretrainSettings}
 # For each key another value than its default.
 OTHERS = {
     "model": "base",
@@ -46,6 +49,39 @@ OTHERS = {
     "compute.omp_nthreads": 2,
     "compute.mem_gb": 4.0,
     "compute.stop_on_first_crash": True,
+    "preset": "base",
+    "package_name": "mine",
+    "contract.frame_time": 2.0,
+    "contract.channels": ["global"],
+    "corpus.validation": 0.2,
+    "extract.passes": 1,
+    "extract.rate": 0.1,
+    "hide.visible_times": 0.5,
+    "hide.visible_places": 0.6,
+    "hide.cuboids": 3,
+    "hide.shortest_edge": 1,
+    "hide.longest_edge": 3,
+    "hide.targets": 100,
+    "objective.name": "mae",
+    "objective.weights": [1, 0, 0],
+    "objective.momentum": 0.9,
+    "objective.last_momentum": 0.9,
+    "train.passes": 1,
+    "train.windows_per_run": 2,
+    "train.batch": 2,
+    "train.rate": 0.1,
+    "train.last_rate": 0.1,
+    "train.warm_up": 0.1,
+    "train.weight_decay": 0.1,
+    "train.clip": 2.0,
+    "train.precision": "float32",
+    "pace.at_once": 1,
+    "pace.recompute": True,
+    "pace.workers": 1,
+    "pace.checkpoint_minutes": 1.0,
+    "pace.probe_passes": 1,
+    "pace.stop_on_collapse": True,
+    "pace.tensorboard": True,
 }
 
 
@@ -109,11 +145,12 @@ def is_choice_of_commands(action) -> bool:
 
 def test_defaults_of_the_simulation_are_the_listed_ones(pages):
     rows = pages["docs/reference/command-line.md"].rows("## slimbrain-tools simulate")
-    listed = {read_options([row])[0]: spans(row[1])[0] for row in rows}
-    settings = SimulationSettings()
+    listed = {read_options([row])[0]: spans(row[1])[0] for row in rows if spans(row[1])}
     expected = {
         f"--{field.name.replace('_', '-')}": str(getattr(settings, field.name))
+        for settings in (SimulationSettings(), CohortSettings())
         for field in fields(settings)
+        if getattr(settings, field.name) is not None
     }
     assert listed == expected
 
@@ -139,25 +176,33 @@ def option_of(dest: str) -> str:
     return next(option for option in action.option_strings if option.startswith("--"))
 
 
-def test_every_setting_is_listed_with_its_default_and_option(pages):
-    rows = pages["docs/reference/settings.md"].rows("# Settings")
-    options = {".".join(key): option_of(dest) for dest, key in app.SETTINGS.items()}
+def list_settings(pages, level: str) -> list[list[str]]:
+    """Return the rows of the keys that a level knows."""
+    page = pages["docs/reference/settings.md"]
+    return page.rows("## Both levels") + page.rows(f"## {level.capitalize()} level")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_setting_is_listed_with_its_default_and_option(pages, level):
+    options = {".".join(key): option_of(dest) for dest, key in app.SETTINGS[level].items()}
     options["select.filters"] = "--bids-filter-file"
     listed = {
-        spans(key)[0]: (default.strip("`"), spans(option)[0]) for key, default, _, _, option in rows
+        spans(key)[0]: (default.strip("`"), "".join(spans(option)))
+        for key, default, _, _, option in list_settings(pages, level)
     }
     expected = {
-        key: ("absent" if default is None else json.dumps(default), options[key])
-        for key, default in list_keys(ParticipantSettings()).items()
+        key: ("absent" if default is None else json.dumps(default), options.get(key, ""))
+        for key, default in list_keys(LEVELS[level]()).items()
     }
     assert listed == expected
 
 
-def test_defaults_on_the_command_line_page_are_those_of_the_settings(pages):
+@pytest.mark.parametrize("level", LEVELS)
+def test_defaults_on_the_command_line_page_are_those_of_the_settings(pages, level):
     rows = pages["docs/reference/command-line.md"].rows("## slimbrain")
     listed = {row[0].split()[0].strip("`,"): row[1].strip("`") for row in rows if len(row) == 3}
-    defaults = list_keys(ParticipantSettings())
-    for dest, key in app.SETTINGS.items():
+    defaults = list_keys(LEVELS[level]())
+    for dest, key in app.SETTINGS[level].items():
         default, option = defaults[".".join(key)], option_of(dest)
         option = "-w" if option == "--work-dir" else option
         if default is False:
@@ -166,32 +211,30 @@ def test_defaults_on_the_command_line_page_are_those_of_the_settings(pages):
             assert listed[option] == str(default)
 
 
-def test_settings_page_says_which_keys_change_numbers(pages):
-    rows = pages["docs/reference/settings.md"].rows("# Settings")
-    assert {spans(row[0])[0] for row in rows} == OTHERS.keys()
-    for key, _, _, changes, _ in rows:
+@pytest.mark.parametrize("level", LEVELS)
+def test_settings_page_says_which_keys_change_numbers(pages, level):
+    kind = LEVELS[level]
+    for key, _, _, changes, _ in list_settings(pages, level):
         *table, name = spans(key)[0].split(".")
         given = {name: OTHERS[spans(key)[0]]}
-        settings = read_settings(ParticipantSettings, None, {table[0]: given} if table else given)
-        changed = settings.fingerprint() != ParticipantSettings().fingerprint()
+        settings = read_settings(kind, None, {table[0]: given} if table else given)
+        changed = settings.fingerprint() != kind().fingerprint()
         # The package has a checksum of its own, beside the fingerprint.
         assert changes == ("yes" if changed or name == "model" else "no"), key
 
 
-def test_bounds_of_settings_stand_in_their_rows(pages):
-    ranges = {
-        spans(row[0])[0]: row[2] for row in pages["docs/reference/settings.md"].rows("# Settings")
-    }
-    for key, text in ranges.items():
-        for bound in list_bounds(key):
-            assert re.search(rf"(?<![\w.]){re.escape(bound)}(?![\w.])", text), (key, bound)
+@pytest.mark.parametrize("level", LEVELS)
+def test_bounds_of_settings_stand_in_their_rows(pages, level):
+    for row in list_settings(pages, level):
+        for bound in list_bounds(LEVELS[level], spans(row[0])[0]):
+            assert re.search(rf"(?<![\w.]){re.escape(bound)}(?![\w.])", row[2]), (row[0], bound)
 
 
-def list_bounds(key: str) -> list[str]:
+def list_bounds(kind: type, key: str) -> list[str]:
     """Return numbers and words that limit a setting, from its type."""
     from pydantic import TypeAdapter
 
-    schema = TypeAdapter(ParticipantSettings).json_schema()
+    schema = TypeAdapter(kind).json_schema()
     *tables, name = key.split(".")
     owner = schema["$defs"][tables[0].capitalize()] if tables else schema
     one = owner["properties"][name]
@@ -258,4 +301,4 @@ def test_every_room_has_its_place_in_the_house_and_every_module_named_is_there(p
         modules |= {f"{spans(room)[0]}{module}.py" for module in spans(inside)}
     assert {module for module in modules if not (root / module).is_file()} == set()
     folders = {f"{init.parent.name}/" for init in root.glob("*/__init__.py")}
-    assert rooms == folders | {file.stem for file in root.glob("*.py")} - {"__init__"}
+    assert rooms == folders | {file.stem for file in root.glob("[!_]*.py")}
