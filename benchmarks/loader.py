@@ -4,9 +4,9 @@ Writes a prepared run with the template's brain and reads windows of it from a w
 process on one thread, where processor time tells what one worker can do whoever else is at work,
 and through worker processes, in seconds. The goal is 500 model volumes per second and worker.
 
-``ready`` are windows cut into patches by the worker, as a CPU gets them; ``raw`` are those that a
-GPU cuts itself. ``one run`` reads windows of one run over and over; in ``other runs`` each window
-is of a run that the process has not seen lately, as with thousands of them.
+To read is the worker's part: the volumes of a window, its mask, and the tables of a batch. To cut
+is the part of whoever trains, here a CPU. ``one run`` reads windows of one run over and over; in
+``other runs`` each window is of a run that the process has not seen lately, as with thousands.
 
 ::
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from slimbrain_app.prepare.store import count_frames
 from slimbrain_app.records import PreparedRun, Recording
 from slimbrain_app.settings import Hide
 from slimbrain_app.training.corpus import Item
-from slimbrain_app.training.loader import Meter, Parcels, make_loader
+from slimbrain_app.training.loader import Meter, Parcel, Parcels, make_loader
 from slimbrain_app.training.samples import Sample
 from slimbrain_app.training.windows import Windows
 
@@ -91,17 +91,23 @@ def report(prepared: PreparedRun, preset: str, options: argparse.Namespace) -> N
     last = count_frames(prepared, contract.frame_time) - contract.frames
     items = [Item(recording, tuple(range(0, last, 20)))] * MANY
     windows = Windows(items, contract, sizes, Hide(), seed=0)
+    parcels = Parcels(windows)
     for name, count in (("one run", 1), ("other runs", MANY)):
         batches = list_batches(items[:count], options.batches + 1, options.at_once)
-        for kind, cut in (("ready", True), ("raw", False)):
-            speed = time_alone(Parcels(windows, cut), batches)
-            print(f"  {name:10} {kind:5}  {tell(speed * contract.frames)} per processor second")
-    batches = list_batches(items, options.batches + 1, options.at_once)
+        speed = options.at_once / seconds_of(parcels.__getitem__, batches)
+        print(f"  read, {name:10}  {tell(speed * contract.frames)} per processor second")
+    parcel = parcels[batches[0]]
+    assert isinstance(parcel, Parcel)
+    cpu = torch.device("cpu")
+    speed = options.at_once / seconds_of(lambda _: parcel.open(sizes, cpu), batches)
+    print(f"  cut               {tell(speed * contract.frames)} per processor second")
+    print(
+        f"  on the way        {parcel.content.numel() / 2**20 / options.at_once:7.1f} MiB a window"
+    )
     for workers in options.workers:
-        speed, share = time_loader(windows, batches, workers)
+        speed = time_loader(windows, batches, workers)
         print(
-            f"  other runs ready  {tell(speed * contract.frames)} per second from {workers} "
-            f"worker(s), {share:.0%} of it waited for"
+            f"  {workers} worker(s)       {tell(speed * contract.frames)} per second, cut as well"
         )
 
 
@@ -113,30 +119,28 @@ def list_batches(items: Sequence[Item], count: int, at_once: int) -> list[list[S
     return [[next(samples) for _ in range(at_once)] for _ in range(count)]
 
 
-def time_alone(parcels: Parcels, batches: Sequence[Sequence[Sample]]) -> float:
-    """Return windows per second of this process' processor time, on one thread."""
+def seconds_of(work: Callable[[list[Sample]], object], batches: Sequence[list[Sample]]) -> float:
+    """Return this process' processor time per batch, on one thread, after one to warm up."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with threadpool_limits(1):
-        parcels[batches[0]]
+        work(batches[0])
         begun = time.process_time()
         for batch in batches[1:]:
-            parcels[batch]
+            work(batch)
         spent = time.process_time() - begun
     torch.set_num_threads(threads)
-    return sum(map(len, batches[1:])) / spent
+    return spent / len(batches[1:])
 
 
-def time_loader(
-    windows: Windows, batches: Sequence[Sequence[Sample]], workers: int
-) -> tuple[float, float]:
-    """Return windows per second and the share of time waited, by somebody who does nothing else."""
+def time_loader(windows: Windows, batches: Sequence[Sequence[Sample]], workers: int) -> float:
+    """Return windows per second for somebody who does nothing but take them."""
     source = make_loader(windows, batches, workers)
     next(source)
     meter = Meter()
     for _ in meter.watch(source):
         pass
-    return meter.windows / meter.seconds, meter.share
+    return meter.windows / meter.seconds
 
 
 def tell(volumes: float) -> str:

@@ -7,7 +7,6 @@ window needs; windows come in the order asked for, whatever the number of proces
 from __future__ import annotations
 
 import io
-import math
 import multiprocessing
 import pickle
 import signal
@@ -90,8 +89,8 @@ def make_loader(
     workers : int
         Processes that read; 0 to read in this one.
     device : torch.device or str
-        Where batches are wanted. On another one than the CPU patches are cut there, from volumes
-        as stored: a fifth of the bytes to carry, and little left to do for those who read.
+        Where batches are wanted. Patches are cut there: workers hand on volumes as stored, a
+        fifth of the bytes. Memory shared between processes is dear, even among processors.
 
     Raises
     ------
@@ -102,7 +101,7 @@ def make_loader(
     """
     device = torch.device(device)
     loader = DataLoader(
-        Parcels(windows, cut=device.type == "cpu"),
+        Parcels(windows),
         batch_size=None,
         sampler=batches,
         num_workers=workers,
@@ -121,41 +120,39 @@ def make_loader(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parcel:
-    """A batch on its way between processes, in two pieces of shared memory at most.
+    """A batch on its way between processes: masks, tables, and windows still to be cut.
 
     Each tensor that torch sends costs a file handle, of which a process may have a thousand.
-    Hence arrays lie one after another in ``content``, after a pickle of what holds them; where
-    each begins and ends is in ``spans``. Only patches have a place of their own, if they are cut.
+    Hence all arrays lie one after another in ``content``, after a pickle of what holds them;
+    where each begins and ends is in ``spans``.
     """
 
     content: Tensor
     spans: tuple[tuple[int, int], ...]
-    patches: Tensor
 
     @classmethod
-    def of(cls, batch: Batch, raw: Sequence[RawWindow], patches: Tensor) -> Parcel:
+    def of(cls, batch: Batch, windows: Sequence[RawWindow]) -> Parcel:
         head, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
-        _Packer(head, protocol=5, buffer_callback=buffers.append).dump((batch, raw))
+        _Packer(head, protocol=5, buffer_callback=buffers.append).dump((batch, windows))
         parts = [np.frombuffer(head.getbuffer(), np.uint8)]
         parts += [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
         *starts, size = accumulate((_align(len(part)) for part in parts), initial=0)
-        content = _empty((size,), torch.uint8)
+        content = _make_room(size)
         spans = tuple((at, at + len(part)) for at, part in zip(starts, parts, strict=True))
         for (first, last), part in zip(spans, parts, strict=True):
             content.numpy()[first:last] = part
-        return cls(content, spans, patches)
+        return cls(content, spans)
 
     def open(self, sizes: EncoderSizes, device: torch.device) -> Batch:
         """Return the batch on its device, with patches."""
         content = self.content.numpy().data
         head, *buffers = (content[first:last] for first, last in self.spans)
-        batch, raw = pickle.loads(head, buffers=buffers)
-        patches = _cut_windows(raw, sizes, device) if raw else self.patches
-        whole: Batch = replace(batch.to(device), patches=patches)
+        batch, windows = pickle.loads(head, buffers=buffers)
+        whole: Batch = replace(batch.to(device), patches=cut_patches(windows, sizes, device))
         return whole
 
     def pin_memory(self) -> Parcel:
-        return replace(self, content=self.content.pin_memory())
+        return Parcel(self.content.pin_memory(), self.spans)
 
 
 class _Packer(pickle.Pickler):
@@ -170,41 +167,24 @@ class _Packer(pickle.Pickler):
 class Parcels(Dataset[Parcel | SlimBrainError]):
     """Reads a batch at a time; a refusal is handed on, for torch would turn it into text."""
 
-    def __init__(self, windows: Windows, cut: bool) -> None:
+    def __init__(self, windows: Windows) -> None:
         self.windows = windows
-        self.cut = cut
 
     def __getitem__(self, samples: Sequence[Sample]) -> Parcel | SlimBrainError:
-        sizes = self.windows.sizes
         try:
             views, raw = zip(*(self.windows[sample] for sample in samples), strict=True)
         except SlimBrainError as error:
             return error
-        batch = collate_views(views, sizes)
-        if self.cut:
-            return Parcel.of(batch, (), _cut_windows(raw, sizes, torch.device("cpu")))
-        return Parcel.of(batch, raw, batch.patches)
+        return Parcel.of(collate_views(views, self.windows.sizes), raw)
 
 
-def _cut_windows(windows: Sequence[RawWindow], sizes: EncoderSizes, device: torch.device) -> Tensor:
-    """Return the patches of all windows, one view's after another's."""
-    counts = [window.rows.size for window in windows]
-    patches = _empty((sum(counts), sizes.patch_values), torch.float32, device)
-    ends = list(accumulate(counts))
-    for window, count, end in zip(windows, counts, ends, strict=True):
-        cut_patches(window, sizes, patches[end - count : end])
-    return patches
-
-
-def _empty(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None
-) -> Tensor:
-    """Make room for a tensor, in a worker in memory that can be handed on without a copy."""
+def _make_room(size: int) -> Tensor:
+    """Return so many bytes, in a worker in memory that can be handed on without a copy."""
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype, device=device)
+        return torch.empty(size, dtype=torch.uint8)
+    # As torch's own collation does it.
     new: Callable[[int], torch.UntypedStorage] = torch.UntypedStorage._new_shared
-    storage = new(math.prod(shape) * dtype.itemsize)
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+    return torch.empty(0, dtype=torch.uint8).set_(new(size))
 
 
 def _align(size: int) -> int:
@@ -242,16 +222,16 @@ def _refuse_deaths(loader: DataLoader[Any], workers: int) -> Iterator[Any]:
     if workers and threading.current_thread() is threading.main_thread():
         # Torch would raise in the midst of whatever runs when a process dies; asking tells too.
         signal.signal(signal.SIGCHLD, handler)
-    while True:
-        try:
-            parcel = next(parcels, None)
-        except (RuntimeError, OSError, EOFError) as error:
-            if not workers or all(process.exitcode is None for process in parcels._workers):
-                raise
-            raise _death(workers) from error
-        if parcel is None:
-            return
-        yield parcel
+    try:
+        yield from parcels
+    except (RuntimeError, OSError, EOFError) as error:
+        if not workers or all(process.exitcode is None for process in parcels._workers):
+            raise
+        raise _death(workers) from error
+    finally:
+        if workers:
+            # Not left to the collector, since an error's traceback would keep them alive.
+            parcels._shutdown_workers()
 
 
 def _death(workers: int) -> CallRefused:

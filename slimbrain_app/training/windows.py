@@ -1,7 +1,7 @@
 """A window of a prepared run: read as it is stored, then interpolated, normed and cut.
 
-As patches a window has five times the bytes that it has on disk. The two are apart, so that they
-can be done in different places.
+As patches a window has five times the bytes that it has on disk. So the two are apart: other
+processes read, and whoever trains cuts.
 """
 
 from __future__ import annotations
@@ -156,17 +156,29 @@ class Windows(Dataset[tuple[MaskedView, RawWindow]]):
         )
 
 
-def cut_patches(window: RawWindow, sizes: EncoderSizes, patches: Tensor) -> None:
-    """Interpolate a window in time, norm it and cut it into patches.
+def cut_patches(
+    windows: Sequence[RawWindow], sizes: EncoderSizes, device: torch.device | str
+) -> Tensor:
+    """Interpolate windows in time, norm them and cut them into patches.
 
-    Parameters
-    ----------
-    window : RawWindow
-    sizes : EncoderSizes
-    patches : Tensor, float32, shape (tokens, values)
-        To be filled, on the device where the work is to be done, as `gather_patches` makes them
-        of `read_frames`.
+    Returns
+    -------
+    Tensor, float32, shape (tokens, values), on ``device``
+        One window's after another's, as `gather_patches` makes them of `read_frames`.
     """
+    counts = [window.rows.size for window in windows]
+    patches = torch.empty(
+        (sum(counts), sizes.channels, sizes.patch[0], math.prod(sizes.patch[1:])), device=device
+    )
+    first = 0
+    for window, count in zip(windows, counts, strict=True):
+        _fill(patches[first : first + count], window)
+        first += count
+    return patches.flatten(1)
+
+
+def _fill(patches: Tensor, window: RawWindow) -> None:
+    """Fill the patches (tokens, channels, frames, voxels) of one window."""
 
     def move(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(patches.device)
@@ -174,20 +186,19 @@ def cut_patches(window: RawWindow, sizes: EncoderSizes, patches: Tensor) -> None
     volumes, weights, rows = move(window.volumes), move(window.weights), move(window.rows)
     columns = move(window.columns).long()
     units = [(move(gain), move(offset)) for gain, offset in window.units]
-    (times, places), width = rows.shape, columns.shape[1]
-    into = patches.view(times * places, len(units), sizes.patch[0], width)
+    places, width = columns.shape
     step = max(_IN_CACHE // width, 1) if patches.device.type == "cpu" else places
     for first in range(0, places, step):
-        part = slice(first, first + step)
-        inside, chosen = columns[part].flatten() > 0, (columns[part].flatten() - 1).clamp_(min=0)
+        part = columns[first : first + step].flatten()
+        inside, chosen = part > 0, (part - 1).clamp_(min=0)
         frames = weights @ _select(volumes, chosen).float()
         for channel, (gain, offset) in enumerate(units):
             values = frames * (_spread(gain, chosen) * inside)
             if len(offset) > 1:
                 values += _spread(offset, chosen) * inside
                 values.clamp_(-LIMIT, LIMIT)
-            cut = values.reshape(times, sizes.patch[0], -1, width).transpose(1, 2)
-            into[rows[:, part], channel] = cut
+            cut = values.reshape(len(rows), patches.shape[2], -1, width).transpose(1, 2)
+            patches[rows[:, first : first + step], channel] = cut
 
 
 def _select(volumes: Tensor, columns: Tensor) -> Tensor:
