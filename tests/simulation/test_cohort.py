@@ -181,9 +181,9 @@ def test_participant_level_runs_on_the_derivatives(derivatives, tmp_path, capsys
     from slimbrain_app.cli.app import main
 
     command = [str(derivatives), str(tmp_path / "out"), "participant", "--nprocs", "1"]
-    assert main([*command, "--participant-label", "B01", "A02"]) == 0
+    assert main([*command, "--participant-label", "B01"]) == 0
     embeddings = list((tmp_path / "out").rglob("*_stat-mean_desc-slimbrain_embeddings.tsv"))
-    assert len(embeddings) == 2
+    assert len(embeddings) == 1
     assert all(np.isfinite(pd.read_csv(path, sep="\t")).all(axis=None) for path in embeddings)
 
 
@@ -242,7 +242,7 @@ def test_recorded_people_of_the_examples_keep_their_regions_apart(shared_data, t
         moments=folder / "moments.npz",
     )
     settings = CohortSettings(participants=2, voxel_size=4.0)
-    for bold in simulate_cohort(tmp_path / "out", inputs, settings, nprocs=2):
+    for bold in simulate_cohort(tmp_path / "out", inputs, settings):
         table = pd.read_csv(tmp_path / "out" / "participants.tsv", sep="\t", index_col=0)
         source = table.loc[bold.parts[-3], "source_id"]
         with np.load(inputs.series) as archive:
