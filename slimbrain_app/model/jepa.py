@@ -3,7 +3,7 @@
 The idea is I-JEPA's (Assran and others 2023, arXiv 2301.08243), which SLIM-Brain (arXiv
 2512.21881) takes to fMRI: the context encoder sees what is visible, the predictor guesses what a
 target encoder makes of the hidden cells, and the target encoder follows the context encoder
-slowly. Kinds of targets, their equal weight and the centre are our choice.
+slowly. Kinds of targets, their equal weight, and that changes are predicted are our choice.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from slimbrain_app.model.batches import Batch
 from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.masking import KINDS
 from slimbrain_app.model.objective import Evidence, Loss, Objective, compare
 from slimbrain_app.model.predictor import Predictor, PredictorSizes
+from slimbrain_app.model.presets import EncoderSizes
+from slimbrain_app.model.tokens import Level
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,10 +51,8 @@ class JepaSettings:
         return self.last_momentum - (self.last_momentum - self.first_momentum) * left
 
 
-# Share of the centre that stays from step to step, as in DINO (Caron and others 2021, arXiv
-# 2104.14294). Without a centre both encoders agree on a vector common to all cells within a
-# hundred steps, normalised targets hardly differ any more, and the loss is next to nothing.
-_CENTRE_MOMENTUM = 0.9
+# Beside deviations of features near 1, so that what never changes is 0 and not undefined.
+_EPSILON = 1e-4
 
 _LARGE = JepaSettings(predictor=PredictorSizes(width=256, depth=6, heads=4))
 JEPA: Mapping[str, JepaSettings] = MappingProxyType(
@@ -75,18 +74,9 @@ class Jepa(Objective):
     settings : JepaSettings
     seed : int
         Of the predictor's first weights.
-
-    Attributes
-    ----------
-    centre : Tensor, shape (width,)
-        Running mean of the targets over the steps of a training. It moves when a step ends, by the
-        mean of all targets of the step, so that it does not matter how a step is split.
     """
 
     kinds: ClassVar[tuple[str, ...]] = KINDS
-    centre: Tensor
-    target_sum: Tensor
-    target_count: Tensor
 
     def __init__(self, encoder: Encoder, settings: JepaSettings, seed: int = 0) -> None:
         super().__init__()
@@ -94,10 +84,6 @@ class Jepa(Objective):
         self.settings = settings
         self.context = encoder
         self.target = copy.deepcopy(encoder).requires_grad_(False).eval()
-        self.register_buffer("centre", torch.zeros(width))
-        # Of the step under way; 0 between steps, when checkpoints are written.
-        self.register_buffer("target_sum", torch.zeros(width), persistent=False)
-        self.register_buffer("target_count", torch.zeros(()), persistent=False)
         self.predictor = Predictor(settings.predictor, encoder.sizes.final_grid, width, width, seed)
 
     @property
@@ -114,11 +100,7 @@ class Jepa(Objective):
     def forward(self, batch: Batch) -> Loss:
         context = self.context.map_cells(batch.patches[batch.seen], batch.context)
         guesses = self.predictor(context, batch.layout).float()
-        cells, targets = self.encode_targets(batch)
-        if self.training:
-            self.target_sum += targets.sum(0)
-            self.target_count += len(targets)
-        truths = functional.layer_norm(targets - self.centre, self.centre.shape)
+        cells, truths = self.encode_targets(batch)
         errors = batch.targets.average(compare(guesses, truths), batch.views)
         return Loss(
             total=(errors * errors.new_tensor(self.settings.weights)).sum(),
@@ -129,26 +111,47 @@ class Jepa(Objective):
 
     @torch.no_grad()
     def encode_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return all final cells of the target encoder, and the targets among them, normed."""
+        """Return all final cells of the target encoder, and the changes at those to predict."""
         cells = self.target.encode_cells(batch.patches, batch.whole)
-        return cells, self.target.encoder_norm(cells[batch.targets.rows]).float()
-
-    def list_sums(self) -> list[Tensor]:
-        return [self.target_sum, self.target_count]
+        features = self.target.encoder_norm(cells).float()
+        changes = standardise_changes(features, batch.whole.levels[-1], self.target.sizes)
+        return cells, changes[batch.targets.rows]
 
     def end_step(self, share: float) -> None:
-        self._move_centre()
         self.update_target(self.settings.momentum(share))
 
     def update_target(self, momentum: float) -> None:
         """Let the target encoder follow: ``momentum`` of it stays."""
         follow(self.target, self.context, momentum)
 
-    def _move_centre(self) -> None:
-        mean = self.target_sum / self.target_count.clamp(min=1)
-        self.centre.lerp_(mean, (1 - _CENTRE_MOMENTUM) * (self.target_count > 0))
-        self.target_sum.zero_()
-        self.target_count.zero_()
+
+def standardise_changes(features: Tensor, level: Level, sizes: EncoderSizes) -> Tensor:
+    """Take each place's mean over the window off its features; then bring them to deviation 1.
+
+    What is left is what changes. A place's own mean is mostly its anatomy and its position, alike
+    in all people: with it in the targets, a predictor that reads no signal does as well as any,
+    and both encoders may agree on a vector common to all cells. Deviations are those of each
+    dimension within a view, so that nothing depends on what else is in a batch.
+
+    Parameters
+    ----------
+    features : Tensor, shape (cells, width)
+    level : Level
+        Where the cells lie on the final grid.
+    sizes : EncoderSizes
+    """
+    places = math.prod(sizes.final_grid[1:])
+    own = level.views * places + level.cells % places
+    changes = features - _average(features, own)[own]
+    deviations = _average(changes.square(), level.views).sqrt()
+    return changes / (deviations + _EPSILON)[level.views]
+
+
+def _average(rows: Tensor, groups: Tensor) -> Tensor:
+    """Return the mean over the rows of each group, (groups, width); 0 of none."""
+    counts = groups.bincount()
+    sums = rows.new_zeros(len(counts), rows.shape[1]).index_add(0, groups, rows)
+    return sums / counts.clamp(min=1)[:, None]
 
 
 @torch.no_grad()

@@ -84,10 +84,6 @@ class Objective(nn.Module, ABC):
         total = torch.stack([parameter.sum() for parameter in trainable]).sum() * 0
         return Loss(total=total, views=0, kinds=total.new_zeros(len(self.kinds)))
 
-    def list_sums(self) -> list[Tensor]:
-        """Return what the passes of a step add up, for processes to add up before `end_step`."""
-        return []
-
     def end_step(self, share: float) -> None:
         """Follow the optimiser's step; ``share`` of all steps is done."""
 

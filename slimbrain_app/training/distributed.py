@@ -127,7 +127,7 @@ def join_processes(
         ``rendezvous`` if the variables are not whole, the port is taken, or the others don't come;
         ``device-missing`` for a process without a GPU of its own.
     """
-    if int(environment.get("WORLD_SIZE", "1")) == 1:
+    if environment.get("WORLD_SIZE", "1") == "1":
         yield Processes(device=torch.device(choose_device(device)))
         return
     rank, size, local = _read_ranks(environment)

@@ -166,8 +166,6 @@ class Learner:
         self.replica.add_gradients()
         rate = set_rates(state.optimiser, schedule.share(step))
         norm, moved = self._move(share)
-        for tensor in state.objective.list_sums():
-            self.processes.sum(tensor)
         state.objective.end_step(step / schedule.steps)
         state.done = step
         return Progress(

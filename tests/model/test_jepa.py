@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 
 from slimbrain_app.model.batches import collate_views, spread_cells
 from slimbrain_app.model.encoder import Encoder
-from slimbrain_app.model.jepa import JEPA, Jepa, JepaSettings, follow
+from slimbrain_app.model.jepa import JEPA, Jepa, JepaSettings, follow, standardise_changes
 from slimbrain_app.model.masking import CONTEXT
 from slimbrain_app.model.predictor import PredictorSizes
 
@@ -23,7 +24,7 @@ SETTINGS = JepaSettings(predictor=PredictorSizes(width=16, depth=2, heads=2))
 
 @pytest.fixture
 def jepa(fine) -> Jepa:
-    """Context and target encoder differ, as they do from the first step on; the centre rests."""
+    """Context and target encoder differ, as they do from the first step on."""
     jepa = Jepa(Encoder(fine, seed=1), SETTINGS, seed=2)
     with torch.no_grad():
         for parameter in jepa.context.parameters():
@@ -218,62 +219,42 @@ def test_presets_have_their_predictors(preset, sizes):
     assert JEPA["official"] == JEPA["base"]
 
 
-def test_what_all_targets_share_is_not_predicted(jepa, views, fine):
+def test_changes_are_those_of_a_plain_loop(jepa, views, fine):
     batch = collate_views(views, fine)
-    jepa.train()
-    for _ in range(100):
-        before = find_truths(jepa, batch)
-        jepa.end_step(1.0)  # The target encoder rests.
-    assert_close(jepa.centre, jepa.encode_targets(batch)[1].mean(0), rtol=1e-3, atol=1e-3)
-    with torch.no_grad():
-        jepa.target.encoder_norm.bias.add_(torch.linspace(-3, 3, len(jepa.centre)))
-    assert not torch.isclose(find_truths(jepa, batch), before, atol=0.5).all()
-    for _ in range(150):
-        after = find_truths(jepa, batch)
-        jepa.end_step(1.0)
-    assert_close(after, before, rtol=1e-3, atol=1e-3)
+    level = batch.whole.levels[-1]
+    features = torch.randn(len(level.cells), 5, generator=torch.Generator().manual_seed(3))
+    expected = torch.zeros_like(features)
+    for view in range(len(views)):
+        for place in range(math.prod(fine.final_grid[1:])):
+            rows = (level.views == view) & (level.cells % math.prod(fine.final_grid[1:]) == place)
+            if rows.any():
+                expected[rows] = features[rows] - features[rows].mean(0)
+        rows = level.views == view
+        expected[rows] /= expected[rows].square().mean(0).sqrt()
+    assert_close(standardise_changes(features, level, fine), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_centre_rests_in_evaluation(jepa, views, fine):
-    centre = jepa.centre.clone()
-    jepa(collate_views(views, fine))
-    jepa.end_step(1.0)
-    assert torch.equal(jepa.centre, centre)
-    jepa.train()(collate_views(views, fine))
-    jepa.end_step(1.0)
-    assert not torch.equal(jepa.centre, centre)
+def test_what_does_not_change_is_not_predicted(views, fine):
+    level = collate_views(views, fine).whole.levels[-1]
+    generator = torch.Generator().manual_seed(4)
+    features = torch.randn(len(level.cells), 5, generator=generator)
+    places = math.prod(fine.final_grid[1:])
+    anatomy = torch.randn(len(views) * places, 5, generator=generator)
+    shifted = 3 * features + anatomy[level.views * places + level.cells % places]
+    before = standardise_changes(features, level, fine)
+    assert_close(standardise_changes(shifted, level, fine), before, rtol=1e-3, atol=1e-3)
 
 
-def test_the_centre_rests_until_the_step_ends(jepa, views, fine):
-    batch = collate_views(views, fine)
-    first = jepa.train()(batch).total
-    assert torch.equal(jepa(batch).total, first)
-    jepa.end_step(1.0)
-    assert not torch.equal(jepa(batch).total, first)
+def test_targets_of_a_view_hang_on_no_other_view(jepa, views, fine):
+    together = find_truths(jepa, collate_views(views, fine))
+    alone = [find_truths(jepa, collate_views([view], fine)) for view in views]
+    assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_a_step_moves_the_centre_alike_however_it_is_split(jepa, views, fine):
-    other = copy.deepcopy(jepa.train()).train()
-    for _ in range(3):
-        jepa(collate_views(views, fine))
-        for part in (views[:1], views[1:]):
-            other(collate_views(part, fine))
-        jepa.end_step(1.0)
-        other.end_step(1.0)
-    assert jepa.centre.any()
-    assert_close(jepa.centre, other.centre, rtol=1e-5, atol=1e-6)
-
-
-def test_sums_of_two_processes_make_the_centre_of_one(jepa, views, fine):
-    one, other = copy.deepcopy(jepa.train()).train(), copy.deepcopy(jepa).train()
-    jepa(collate_views(views, fine))
-    one(collate_views(views[:1], fine))
-    other(collate_views(views[1:], fine))
-    for mine, theirs in zip(one.list_sums(), other.list_sums(), strict=True):
-        mine += theirs
-    for trained in (jepa, one):
-        trained.end_step(1.0)
-    assert_close(jepa.centre, one.centre, rtol=1e-5, atol=1e-6)
+def test_cells_that_never_change_have_targets_of_zero(views, fine):
+    level = collate_views(views, fine).whole.levels[-1]
+    features = torch.ones(len(level.cells), 5)
+    assert not standardise_changes(features, level, fine).any()
 
 
 def test_no_view_loses_nothing_and_gives_every_trainable_parameter_a_gradient_of_zero(jepa):
