@@ -6,8 +6,8 @@ people, by folds of theirs. Where sites are known, whole sites are left out.
 
 Intervals are the middle 95 % of a bootstrap over the people judged. They tell how far the score
 depends on who was judged, not on who was fitted to, and take people of one site for independent.
-So they are somewhat short where everybody is both judged and fitted to: of 60 people without any
-signal, five in six held chance.
+So they are somewhat short where everybody is judged and fitted to: with 60 people and no signal,
+about four in five held chance.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def probe_outcome(
     """
     metric = metric or outcome.metric
     answers = predict_left_out(features, outcome, metric, folds, repeats, seed)
-    return _score(outcome, metric, answers, seed)
+    return score_answers(outcome, metric, answers, seed)
 
 
 def compare_probes(
@@ -164,14 +164,11 @@ def compare_probes(
         ``too-few``, as `probe_outcome`.
     """
     metric = metric or outcome.metric
-    pair = [
+    below, above = (
         predict_left_out(features, outcome, metric, folds, repeats, seed)
         for features in (first, second)
-    ]
-    below, above = (_measure(metric, answers) for answers in pair)
-    draws, other_draws = (_resample(metric, answers, seed) for answers in pair)
-    ends = _middle(other_draws - draws)
-    return Difference(outcome.name, metric, above - below, *ends, len(outcome.people))
+    )
+    return compare_answers(outcome, metric, below, above, seed)
 
 
 def probe_transfer(
@@ -193,7 +190,7 @@ def probe_transfer(
     """
     metric = metric or outcome.metric
     answers = predict_others(features, outcome, other_features, other_outcome, metric, folds, seed)
-    return _score(other_outcome, metric, answers, seed)
+    return score_answers(other_outcome, metric, answers, seed)
 
 
 def identify_runs(
@@ -377,11 +374,22 @@ def _answer(fit: Floats, outcome: Outcome, left: Floats, penalty: float, metric:
     )
 
 
-def _score(outcome: Outcome, metric: Metric, answers: Answers, seed: int) -> Score:
+def score_answers(outcome: Outcome, metric: Metric, answers: Answers, seed: int) -> Score:
+    """Return how good answers are, with an interval."""
     chance = {"AUROC": 0.5, "balanced accuracy": 1 / len(outcome.classes), "r": 0.0, "R2": 0.0}
     ends = _middle(_resample(metric, answers, seed))
     value = _measure(metric, answers)
     return Score(outcome.name, metric, value, *ends, chance[metric], len(outcome.people))
+
+
+def compare_answers(
+    outcome: Outcome, metric: Metric, first: Answers, second: Answers, seed: int
+) -> Difference:
+    """Return by how much the second answers are better, on people drawn alike."""
+    below, above = (_measure(metric, answers) for answers in (first, second))
+    draws, other_draws = (_resample(metric, answers, seed) for answers in (first, second))
+    ends = _middle(other_draws - draws)
+    return Difference(outcome.name, metric, above - below, *ends, len(outcome.people))
 
 
 def _measure(metric: Metric, answers: Answers) -> float:
