@@ -52,25 +52,46 @@ def read_options(words: Sequence[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from slimbrain_app.cli.terminal import Terminal
+    from slimbrain_app.workflow.plan import check_work
 
     terminal = Terminal(verbosity=-1 if options.quiet else options.verbose)
     for option in options.ignored or ():
         terminal.say(f"{option} has no meaning here and is ignored")
-    command = anonymise(words)
-    if options.analysis_level == "group":
-        from slimbrain_app.cli.group import pretrain
+    datasets = [folder.resolve() for folder in (options.bids_dir, *(options.dataset or ()))]
+    for dataset in datasets:
+        check_work(dataset, options.work_dir)
+    level = _pretrain if options.analysis_level == "group" else _embed
+    return level(options, datasets, anonymise(words), terminal)
 
-        return pretrain(options, command, terminal)
-    return _embed(options, command, terminal)
+
+def _pretrain(
+    options: argparse.Namespace, datasets: list[Path], command: list[str], terminal: Terminal
+) -> int:
+    from slimbrain_app.settings import PretrainSettings
+
+    settings, notices = make_settings(PretrainSettings, options)
+
+    from slimbrain_app.cli.group import pretrain
+    from slimbrain_app.workflow.pretraining import GroupCall
+
+    call = GroupCall(
+        datasets=tuple(datasets),
+        output=options.output_dir.resolve(),
+        settings=settings,
+        work_dir=options.work_dir,
+        command=tuple(command),
+    )
+    return pretrain(call, notices, terminal, dry_run=options.dry_run)
 
 
-def _embed(options: argparse.Namespace, command: Sequence[str], terminal: Terminal) -> int:
+def _embed(
+    options: argparse.Namespace, datasets: list[Path], command: list[str], terminal: Terminal
+) -> int:
     from slimbrain_app.settings import ParticipantSettings
-    from slimbrain_app.workflow.plan import check_work, make_plan
+    from slimbrain_app.workflow.plan import make_plan
 
     settings, notices = make_settings(ParticipantSettings, options)
-    dataset, output = options.bids_dir.resolve(), options.output_dir.resolve()
-    check_work(dataset, options.work_dir)
+    (dataset,), output = datasets, options.output_dir.resolve()
     plan = make_plan(dataset, output, settings)
     terminal.show_plan(plan, notices)
     if options.dry_run:
@@ -86,7 +107,12 @@ def _embed(options: argparse.Namespace, command: Sequence[str], terminal: Termin
 
 def anonymise(words: Sequence[str]) -> list[str]:
     """Return the command line with the last parts of absolute paths only."""
-    return ["slimbrain", *(Path(word).name if word.startswith("/") else word for word in words)]
+    return ["slimbrain", *map(_shorten, words)]
+
+
+def _shorten(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{Path(value).name if value.startswith('/') else value}"
 
 
 def _exit_code(statuses: Sequence[RunStatus]) -> int:

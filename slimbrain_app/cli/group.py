@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -12,10 +11,8 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
-from slimbrain_app.cli.parser import make_settings
 from slimbrain_app.cli.terminal import Terminal, count, make_bar
 from slimbrain_app.errors import worst
-from slimbrain_app.settings import PretrainSettings
 from slimbrain_app.training.log import (
     Alarm,
     Event,
@@ -27,31 +24,22 @@ from slimbrain_app.training.log import (
     Validation,
 )
 from slimbrain_app.training.throughput import measure_throughput
-from slimbrain_app.workflow.plan import check_work
 from slimbrain_app.workflow.pretraining import Forecast, GroupCall, Pretrained, carry_out, forecast
 
 if TYPE_CHECKING:
+    from slimbrain_app.records import Notice
     from slimbrain_app.workflow.corpus import CorpusPlan
 
 
-def pretrain(options: argparse.Namespace, command: Sequence[str], terminal: Terminal) -> int:
+def pretrain(
+    call: GroupCall, notices: Sequence[Notice], terminal: Terminal, *, dry_run: bool
+) -> int:
     """Do what the command line asks for and return the exit code."""
-    settings, notices = make_settings(PretrainSettings, options)
-    datasets = [folder.resolve() for folder in (options.bids_dir, *(options.dataset or ()))]
-    for dataset in datasets:
-        check_work(dataset, options.work_dir)
-    call = GroupCall(
-        datasets=tuple(datasets),
-        output=options.output_dir.resolve(),
-        settings=settings,
-        work_dir=options.work_dir,
-        command=tuple(command),
-    )
     if os.environ.get("RANK", "0") != "0":
         terminal.quiet = True  # One of several processes speaks for all.
     for notice in notices:
         terminal.say(f"Note [{notice.code}]: {notice.message}")
-    if options.dry_run:
+    if dry_run:
         return _show_forecast(forecast(call), terminal)
     with _watch(terminal) as watch:
         done = carry_out(call, watch)

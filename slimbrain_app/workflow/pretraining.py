@@ -198,14 +198,16 @@ class _Conductor:
         call, first = self.call, self.processes.first
         corpus = self.corpus or read_manifest(call.pretraining.manifest).gather()
         limits = share_limits(find_limits(call.settings.compute))
-        torch.set_num_threads(limits.threads)
+        workers = count_workers(call.settings, limits)
+        # No more than there are processors: threads that wait for their turn hold up all others.
+        torch.set_num_threads(max(1, min(limits.threads, limits.processes - workers)))
         with self._page(corpus) if first else nullcontext() as page:
             objective = train_encoder(
                 call.pretraining,
                 corpus,
                 self.processes,
                 choose_own_load(call, self.processes, limits),
-                count_workers(call.settings, limits),
+                workers,
                 self._make_prober(corpus) if first else None,
                 page.follow if page else self.watch.tell,
             )
