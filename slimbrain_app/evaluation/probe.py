@@ -190,7 +190,7 @@ def probe_transfer(
     """
     metric = metric or outcome.metric
     answers = predict_others(features, outcome, other_features, other_outcome, metric, folds, seed)
-    return score_answers(other_outcome, metric, answers, seed)
+    return score_answers(outcome, metric, answers, seed)
 
 
 def identify_runs(
@@ -232,6 +232,8 @@ def predict_left_out(
     seed: int,
 ) -> Answers:
     """Predict everybody by fits to others, in ``repeats`` ways to cut the folds."""
+    if outcome.sites is not None and len(set(outcome.sites)) < 2:
+        raise _too_few(outcome, "at least two sites, to leave one out")
     matrix = np.asarray(features, float)
     coded = _encode(outcome, outcome.classes)
     truth, predicted = np.empty((2, repeats, len(matrix)))
@@ -302,8 +304,6 @@ def _encode(outcome: Outcome, classes: NDArray[Any]) -> Outcome:
     """Return the outcome with classes counted from 0, after a check that a probe has a chance."""
     if len(classes) < 2:
         raise _too_few(outcome, "at least two values")
-    if outcome.sites is not None and len(set(outcome.sites)) < 2:
-        raise _too_few(outcome, "at least two sites, to leave one out")
     if outcome.kind == "class":
         return replace(outcome, values=np.searchsorted(classes, outcome.values))
     return replace(outcome, values=np.asarray(outcome.values, float))
@@ -379,7 +379,8 @@ def score_answers(outcome: Outcome, metric: Metric, answers: Answers, seed: int)
     chance = {"AUROC": 0.5, "balanced accuracy": 1 / len(outcome.classes), "r": 0.0, "R2": 0.0}
     ends = _middle(_resample(metric, answers, seed))
     value = _measure(metric, answers)
-    return Score(outcome.name, metric, value, *ends, chance[metric], len(outcome.people))
+    people = answers.truth.shape[1]
+    return Score(outcome.name, metric, value, *ends, chance[metric], people)
 
 
 def compare_answers(

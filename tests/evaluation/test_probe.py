@@ -233,6 +233,19 @@ def test_a_fit_tells_of_others_what_it_shares_with_them(kind):
     assert turned.lower < turned.chance < turned.upper
 
 
+def test_a_fit_to_one_site_is_judged_at_one_other():
+    features, outcome = draw_people(16, 60, strength=3, sites=1)
+    others, judged = draw_people(17, 40, strength=3, sites=1)
+    assert probe_transfer(features, outcome, others, judged, folds=3).lower > 0.6
+
+
+def test_a_guess_among_the_classes_fitted_to_is_chance_whoever_is_judged():
+    draw = np.random.default_rng(18)
+    outcome, judged = make_outcome(list("abcd") * 10), make_outcome(list("ab") * 10)
+    features, others = draw.standard_normal((40, 2)), draw.standard_normal((20, 2))
+    assert probe_transfer(features, outcome, others, judged, folds=3).chance == 1 / 4
+
+
 def test_intervals_hold_the_score_of_a_large_crowd(monkeypatch):
     monkeypatch.setattr(probe, "PENALTIES", (10.0,))
     monkeypatch.setattr(probe, "DRAWS", 300)
