@@ -154,7 +154,6 @@ def test_training_leaves_a_whole_package_and_no_checkpoints(trained):
     assert result.returncode == Exit.DONE, result.stderr
     package = load_package(output / "models/mine")
     assert package.trained
-    assert package.has_extractor
     assert not (output / "models/mine/checkpoints").exists()
     assert (output / "group.html").stat().st_size > 10_000
 
