@@ -91,6 +91,7 @@ REASONS: Mapping[str, Reason] = {
     "transform-bad": _run("a transform file is not of a known form"),
     "prepared-bad": _run("a prepared run is damaged"),
     "other-contract": _run("prepared for another model grid"),
+    # Also ends a training.
     "out-of-memory": _run("the run needed more memory than there is"),
     "worker-killed": _run("the process that worked on the run was killed"),
     "timeout": _run("the run took longer than allowed"),
@@ -117,6 +118,7 @@ REASONS: Mapping[str, Reason] = {
     "no-description": _warning("no dataset_description.json: who made the input is unknown"),
     "filter-ignored": _warning("a block of the filter file that has no use here"),
     "denoised-source": _warning("the series was denoised; the model expects minimal preprocessing"),
+    "caution": _warning("whoever made the model package warns of something"),
     "assumed-input": _warning("how the weights' training data were prepared is assumed, not known"),
     "other-deletion": _warning("background is left out in another way than in the training"),
     "raw-dataset": _call(Exit.NO_INPUT, "the input is a raw dataset, not derivatives"),

@@ -193,7 +193,10 @@ class Objective:
     weights : tuple of float
         Of the mean losses of cross-time, cross-location and double-cross targets.
     momentum, last_momentum : float
-        How much of the target encoder stays at the first and at the last step (JEPA).
+        How much of the target encoder stays at the first and at the last step (JEPA); the first
+        is the preset's own if None.
+    decorrelation : float
+        Weight of correlations between features of visible cells, beside the losses (JEPA).
     """
 
     __pydantic_config__ = _STRICT
@@ -204,8 +207,9 @@ class Objective:
         1 / 3,
         1 / 3,
     )
-    momentum: Annotated[float, Ge(0), Le(1)] = 0.996
+    momentum: Annotated[float, Ge(0), Le(1)] | None = None
     last_momentum: Annotated[float, Ge(0), Le(1)] = 1.0
+    decorrelation: Annotated[float, Ge(0)] = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +225,8 @@ class Train:
     batch : int or None
         Windows per step, over all processes; the preset's own number if None.
     rate, last_rate : float
-        Highest learning rate at 64 windows per step, in proportion at others; and the last one.
+        Highest learning rate at 64 windows per step, in proportion at others, the preset's own if
+        None; and the last one.
     warm_up : float
         Share of all steps.
     weight_decay, clip : float
@@ -235,7 +240,7 @@ class Train:
     passes: Annotated[int, Gt(0)] = 40
     windows_per_run: Annotated[int, Gt(0)] | None = None
     batch: Annotated[int, Gt(0)] | None = None
-    rate: Annotated[float, Gt(0)] = 5e-4
+    rate: Annotated[float, Gt(0)] | None = None
     last_rate: Annotated[float, Ge(0)] = 1e-6
     warm_up: Annotated[float, Ge(0), Lt(1)] = 0.05
     weight_decay: Annotated[float, Ge(0)] = 0.05

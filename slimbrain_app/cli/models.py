@@ -25,6 +25,7 @@ def add_models(commands: Actions) -> None:
     _add_create(actions)
     _add_convert(actions)
     _add_export(actions)
+    _add_copy(actions)
 
 
 def _add_list(actions: Actions) -> None:
@@ -139,6 +140,25 @@ def _export_checkpoint(options: argparse.Namespace) -> None:
 
     export_checkpoint(load_package(options.package), options.file)
     print(options.file)
+
+
+def _add_copy(actions: Actions) -> None:
+    parser = actions.add_parser("copy", help="write a package anew, to pass it on")
+    parser.add_argument("package", help="a name, or a folder with a slash in it")
+    parser.add_argument("folder", type=Path, help="a new folder; its name is the package's")
+    parser.add_argument("--half", action="store_true", help="in float16: half the size")
+    parser.add_argument("--caution", metavar="TEXT", help="to be said wherever it is used")
+    parser.set_defaults(run=_copy_model)
+
+
+def _copy_model(options: argparse.Namespace) -> None:
+    import torch
+
+    from slimbrain_app.model.packages import copy_package, load_package
+
+    package = load_package(options.package)
+    dtype = torch.float16 if options.half else torch.float32
+    print(_describe(copy_package(package, options.folder, caution=options.caution, dtype=dtype)))
 
 
 def _describe(package: Package) -> str:

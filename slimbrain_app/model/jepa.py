@@ -38,12 +38,15 @@ class JepaSettings:
         Of the mean losses of the three kinds.
     first_momentum, last_momentum : float
         Of the target encoder, at the first and at the last step; a cosine between.
+    decorrelation : float
+        Weight of `correlate` of the context's features.
     """
 
     predictor: PredictorSizes
     weights: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)
     first_momentum: float = 0.996
     last_momentum: float = 1.0
+    decorrelation: float = 0.005
 
     def momentum(self, share: float) -> float:
         """Return the momentum when a share of all steps is done."""
@@ -52,7 +55,7 @@ class JepaSettings:
 
 
 # Beside deviations of features near 1, so that what never changes is 0 and not undefined.
-_EPSILON = 1e-4
+_EPSILON, _TINY = 1e-4, 1e-7
 
 _LARGE = JepaSettings(predictor=PredictorSizes(width=256, depth=6, heads=4))
 JEPA: Mapping[str, JepaSettings] = MappingProxyType(
@@ -102,8 +105,12 @@ class Jepa(Objective):
         guesses = self.predictor(context, batch.layout).float()
         cells, truths = self.encode_targets(batch)
         errors = batch.targets.average(compare(guesses, truths), batch.views)
+        total = (errors * errors.new_tensor(self.settings.weights)).sum()
+        if self.settings.decorrelation:
+            views = torch.split(context.float(), list(batch.context.lengths))
+            total = total + self.settings.decorrelation * sum(map(correlate, views))
         return Loss(
-            total=(errors * errors.new_tensor(self.settings.weights)).sum(),
+            total=total,
             views=batch.views,
             kinds=errors.detach().sum(0),
             evidence=Evidence(cells, batch.whole.lengths, truths, guesses.detach(), batch.targets),
@@ -145,6 +152,25 @@ def standardise_changes(features: Tensor, level: Level, sizes: EncoderSizes) -> 
     changes = features - _average(features, own)[own]
     deviations = _average(changes.square(), level.views).sqrt()
     return changes / (deviations + _EPSILON)[level.views]
+
+
+def correlate(features: Tensor) -> Tensor:
+    """Return how much the features of one view have in common: 0 if no two correlate.
+
+    The sum over the other dimensions of squared correlations, on average over dimensions. Without
+    it all dimensions soon say the same few things, those that are easiest to predict: covariance
+    as in VICReg (Bardes and others 2022, arXiv 2105.04906), but of correlations, which shrinking
+    features does not lower.
+
+    Parameters
+    ----------
+    features : Tensor, shape (cells, width)
+    """
+    centred = features - features.mean(0)
+    scaled = centred / (centred.square().mean(0).sqrt() + _TINY)
+    correlations = scaled.T @ scaled / len(scaled)
+    squares = correlations.square()
+    return (squares.sum() - squares.diagonal().sum()) / len(squares)
 
 
 def _average(rows: Tensor, groups: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,7 +58,7 @@ class Config:
     """What ``config.json`` states.
 
     ``seed`` is that of the first weights, where it is known; ``released`` says that they come from
-    a checkpoint of SLIM-Brain's authors.
+    a checkpoint of SLIM-Brain's authors; ``caution`` is said wherever the package is used.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -70,6 +70,7 @@ class Config:
     encoder: EncoderSizes
     extractor: ExtractorSizes | None = None
     released: bool = False
+    caution: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,6 +241,33 @@ def create_package(folder: Path, preset: str, seed: int = 0) -> Package:
     )
 
 
+def copy_package(
+    package: Package,
+    folder: Path,
+    *,
+    caution: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Package:
+    """Write a package anew: with a caution, which wins over its own, or in another precision.
+
+    Raises
+    ------
+    CallRefused
+        As of `save_package`.
+    """
+    source = package.folder
+    records = read_checksums(source).keys() - {MODEL, EXTRACTOR, CONFIG, CARD}
+    return save_package(
+        folder,
+        replace(package.config, caution=caution or package.config.caution),
+        load_encoder(package),
+        load_extractor(package),
+        card=(source / CARD).read_text(encoding="utf-8"),
+        records={name: (source / name).read_text(encoding="utf-8") for name in records},
+        dtype=dtype,
+    )
+
+
 def read_checksums(folder: Path) -> dict[str, str]:
     """Return the SHA-256 that a package states for each of its files, by plain file name.
 
@@ -321,22 +349,23 @@ def installed_packages() -> Path:
 
 
 def _list_notices(config: Config) -> tuple[Notice, ...]:
-    """Return what to know of the released weights, whose training is not documented."""
+    """Return what to know of weights: a caution, or how little is known of the released ones."""
+    cautions = (Notice(code="caution", message=config.caution),) if config.caution else ()
     if not config.released:
-        return ()
+        return cautions
     assumed = Notice(
         code="assumed-input",
         message="orientation, template and scaling of the released model's input are assumed: "
         "no known result has been reproduced yet",
     )
     if config.encoder.deletion != "token":
-        return (assumed,)
+        return (*cautions, assumed)
     other = Notice(
         code="other-deletion",
         message="background is left out token by token, where the released model had all tokens "
         "of a mask unit: its embeddings differ from those it was trained to give",
     )
-    return (assumed, other)
+    return (*cautions, assumed, other)
 
 
 def _find(name_or_folder: str | Path, search: Sequence[Path]) -> Path:

@@ -40,9 +40,9 @@ _REFERENCES = {
     "kinds": "Dong Z, Li R, Wu Y, et al. (2024). Brain-JEPA: brain dynamics foundation model with "
     "gradient positioning and spatiotemporal masking. Advances in Neural Information Processing "
     "Systems 37. https://arxiv.org/abs/2409.19407",
-    "centre": "Caron M, Touvron H, Misra I, et al. (2021). Emerging properties in self-supervised "
-    "vision transformers. IEEE/CVF International Conference on Computer Vision, 9650-9660. "
-    "https://arxiv.org/abs/2104.14294",
+    "vicreg": "Bardes A, Ponce J, LeCun Y (2022). VICReg: variance-invariance-covariance "
+    "regularization for self-supervised learning. International Conference on Learning "
+    "Representations. https://arxiv.org/abs/2105.04906",
     "adamw": "Loshchilov I, Hutter F (2019). Decoupled weight decay regularization. International "
     "Conference on Learning Representations. https://arxiv.org/abs/1711.05101",
     "rank": "Garrido Q, Balestriero R, Najman L, LeCun Y (2023). RankMe: assessing the downstream "
@@ -188,6 +188,8 @@ def _describe_extractor(settings: PretrainSettings) -> str:
 
 
 def _describe_objective(settings: PretrainSettings) -> str:
+    from slimbrain_app.training.design import make_design
+
     hide, objective = settings.hide, settings.objective
     hidden = (
         f"the four-dimensional hierarchical vision transformer (Ryali et al., 2023) of SLIM-Brain "
@@ -206,12 +208,15 @@ def _describe_objective(settings: PretrainSettings) -> str:
             f"As a masked autoencoder (He et al., 2022), {hidden} A decoder predicted the "
             f"signal of hidden cells, standardised within each, under squared error. {kinds}"
         )
+    momentum = make_design(settings).momentum
     return (
         f"By joint-embedding prediction (Assran et al., 2023), {hidden} A predictor told the "
         f"features of hidden cells that a target encoder makes of the whole window, under a smooth "
         f"L1 loss. The target encoder's weights are a moving average of the encoder's, with a "
-        f"momentum from {objective.momentum:g} to {objective.last_momentum:g}; a running centre "
-        f"(Caron et al., 2021) was taken off its features before they were normalised. {kinds} "
+        f"momentum from {momentum:g} to {objective.last_momentum:g}; each place's mean "
+        f"over the window was taken off its features before they were standardised. Correlations "
+        f"between features of visible cells were added to the loss with a weight of "
+        f"{objective.decorrelation:g} (after Bardes et al., 2022). {kinds} "
         f"Collapse was watched for by the features' spread and effective rank (Garrido et al., "
         f"2023)."
     )
@@ -220,7 +225,10 @@ def _describe_objective(settings: PretrainSettings) -> str:
 def _describe_optimisation(
     settings: PretrainSettings, start: Start, software: Mapping[str, str]
 ) -> str:
-    train = settings.train
+    from slimbrain_app.training.design import make_design
+    from slimbrain_app.training.schedule import scale_rate
+
+    design, train = make_design(settings), settings.train
     kept_out = settings.corpus.validation
     validation = (
         f" {100 * kept_out:g} % of the people were kept out to validate." if kept_out else ""
@@ -231,7 +239,8 @@ def _describe_optimisation(
         f"(Loshchilov and Hutter, 2019; betas 0.9 and 0.95, weight decay "
         f"{train.weight_decay:g}) in {_named('PyTorch', software)} (Paszke et al., 2019). The "
         f"learning rate rose over {100 * train.warm_up:g} % of the steps to "
-        f"{train.rate * start.batch / 64:.3g} and fell to {train.last_rate:g} as a cosine; "
+        f"{scale_rate(design.rate, start.batch):.3g} and fell to "
+        f"{scale_rate(train.last_rate, start.batch):.3g} as a cosine; "
         f"gradients were clipped at a norm of {train.clip:g}.{validation} The random seed was "
         f"{settings.seed}."
     )

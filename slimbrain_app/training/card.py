@@ -9,6 +9,7 @@ from typing import Any
 from slimbrain_app.model.monitors import Reading
 from slimbrain_app.model.packages import Config
 from slimbrain_app.settings import PretrainSettings
+from slimbrain_app.training.design import make_design
 from slimbrain_app.training.log import Alarm, Event, Extract, Probe, Start, Step, Validation, pick
 
 # What a reader looks for first, whether or not it is the default.
@@ -146,6 +147,8 @@ def _describe_recipe(facts: Facts) -> str:
         for key, value in chosen.items()
         if key.split(".")[0] not in _SILENT and (key in _IMPORTANT or value != default.get(key))
     }
+    design = make_design(facts.settings)
+    told |= {"train.rate": design.rate, "objective.momentum": design.momentum}
     for start in pick(facts.events, Start):
         told |= {"train.batch": start.batch, "train.windows_per_run": start.windows_per_run}
     rows = ((f"`{key}`", _show(value)) for key, value in told.items())

@@ -47,7 +47,17 @@ from slimbrain_app.training.corpus import Corpus, Item, rank_corpus, split_peopl
 from slimbrain_app.training.design import Design, make_objective
 from slimbrain_app.training.distributed import Processes
 from slimbrain_app.training.loader import make_loader
-from slimbrain_app.training.log import Checkpoint, End, Event, Resume, Start, open_log, read_log
+from slimbrain_app.training.log import (
+    Checkpoint,
+    End,
+    Event,
+    Extract,
+    Resume,
+    Start,
+    open_log,
+    pick,
+    read_log,
+)
 from slimbrain_app.training.loop import train
 from slimbrain_app.training.manifest import (
     Manifest,
@@ -207,7 +217,7 @@ def train_encoder(
     """
     settings = pretraining.settings
     per_pass = pretraining.design.count_steps(corpus.train)
-    plan = _make_plan(settings, settings.train.passes * per_pass, processes)
+    plan = _make_plan(pretraining, settings.train.passes * per_pass, processes)
     start = _describe_start(pretraining, plan)
     state, supervisor = _make_state(pretraining, start, plan, processes, load)
     if processes.first:
@@ -332,11 +342,15 @@ def _train_extractor(
     held_out: Sequence[Recording],
     device: torch.device,
     tell: Tell,
-) -> TemporalExtractor:
-    """Train the temporal extractor, from its last pass if an earlier call made some."""
+) -> TemporalExtractor | None:
+    """Train the temporal extractor, from its last pass if an earlier call made some.
+
+    One that tells next to nothing about people kept out is not kept: windows are ranked better
+    without.
+    """
     from safetensors.torch import save_file
 
-    from slimbrain_app.training.temporal import train_extractor
+    from slimbrain_app.training.temporal import is_useful, train_extractor
 
     path = pretraining.extractor_state
     origin = _describe_origin(pretraining.settings, [*recordings, *held_out])
@@ -358,6 +372,8 @@ def _train_extractor(
             state=begun,
             save=save,
         )
+    if not is_useful(pick(read_log(pretraining.log), Extract)[-1]):
+        return None
     with whole_file(pretraining.extractor) as temporary:
         save_file(extractor.state_dict(), temporary)
     return extractor
@@ -386,10 +402,10 @@ def _telling(pretraining: Pretraining, step: int | None, tell: Tell) -> Iterator
         yield log
 
 
-def _make_plan(settings: PretrainSettings, steps: int, processes: Processes) -> Plan:
-    train = settings.train
+def _make_plan(pretraining: Pretraining, steps: int, processes: Processes) -> Plan:
+    settings, train = pretraining.settings, pretraining.settings.train
     return Plan(
-        schedule=make_schedule(steps, train.warm_up, train.last_rate / train.rate),
+        schedule=make_schedule(steps, train.warm_up, train.last_rate / pretraining.design.rate),
         clip=train.clip,
         precision=choose_precision(train.precision, processes.device),
         seed=settings.seed,
@@ -415,14 +431,14 @@ def _make_state(
 ) -> tuple[TrainingState, Supervisor]:
     """Return a training at its beginning, and who watches it."""
     train, device = pretraining.settings.train, processes.device
-    objective = make_objective(pretraining.settings, pretraining.design.sizes).to(device)
+    objective = make_objective(pretraining.settings, pretraining.design).to(device)
     objective.recompute(load.recompute)
     supervisor = Supervisor(objective=objective, start=start, precision=plan.precision)
     state = TrainingState(
         objective=objective,
         optimiser=make_optimiser(
             group_parameters(objective, train.weight_decay),
-            scale_rate(train.rate, pretraining.design.batch),
+            scale_rate(pretraining.design.rate, pretraining.design.batch),
         ),
         scaler=make_scaler(plan.precision, device),
         observer=supervisor,

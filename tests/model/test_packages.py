@@ -18,6 +18,7 @@ from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
 from slimbrain_app.model.packages import (
     Config,
+    copy_package,
     create_package,
     describe_seen,
     installed_packages,
@@ -25,6 +26,7 @@ from slimbrain_app.model.packages import (
     load_extractor,
     load_package,
     note_seen,
+    read_checksums,
     save_package,
 )
 from slimbrain_app.model.presets import CONTRACTS, PRESETS
@@ -433,3 +435,28 @@ def make_prepared(checksums: tuple[tuple[str, str], ...]) -> PreparedRun:
         fingerprint="",
         notices=(),
     )
+
+
+def test_a_copy_says_its_caution_and_keeps_everything_else(tmp_path):
+    save_trained(tmp_path / "one", records={"seen.json": "[]\n"})
+    one = load_package(tmp_path / "one")
+    copy = copy_package(one, tmp_path / "other", caution="for trying")
+    assert [(note.code, note.message) for note in copy.identity.notices] == [
+        ("caution", "for trying")
+    ]
+    assert replace(copy.config, caution=None) == one.config
+    assert read_checksums(copy.folder).keys() == read_checksums(one.folder).keys()
+    for name, tensor in load_encoder(one).state_dict().items():
+        assert torch.equal(tensor, load_encoder(copy).state_dict()[name])
+
+
+def test_a_copy_of_a_copy_keeps_the_caution_and_rounds_once(tmp_path):
+    save_trained(tmp_path / "one")
+    halved = copy_package(
+        load_package(tmp_path / "one"), tmp_path / "two", caution="c", dtype=torch.float16
+    )
+    again = copy_package(halved, tmp_path / "three", dtype=torch.float16)
+    assert again.config.caution == "c"
+    assert (again.folder / "model.safetensors").read_bytes() == (
+        halved.folder / "model.safetensors"
+    ).read_bytes()
