@@ -209,7 +209,7 @@ class Objective:
     )
     momentum: Annotated[float, Ge(0), Le(1)] | None = None
     last_momentum: Annotated[float, Ge(0), Le(1)] = 1.0
-    decorrelation: Annotated[float, Ge(0)] = 0.005
+    decorrelation: Annotated[float, Ge(0)] = 0.0005
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ class JepaSettings:
     weights: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)
     first_momentum: float = 0.996
     last_momentum: float = 1.0
-    decorrelation: float = 0.005
+    decorrelation: float = 0.0005
 
     def momentum(self, share: float) -> float:
         """Return the momentum when a share of all steps is done."""

@@ -9,7 +9,6 @@ from typing import Annotated
 import torch
 from annotated_types import Gt
 from torch import Tensor, nn
-from torch.nn import functional
 
 from slimbrain_app.model.encoder import EPSILON, Block
 from slimbrain_app.model.packing import Packing, pack_attention
@@ -18,9 +17,6 @@ from slimbrain_app.model.presets import Axes
 # Periods of the positions' waves in cells. The grid has 6 and 10 cells along its axes: each of
 # the waves tells cells apart, which the usual periods up to 10,000 would not.
 PERIODS = (4.0, 40.0)
-
-# Share of an MLP's first output that is left, so that it hardly disturbs what attention brings.
-_MODEST = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,8 +76,6 @@ class Predictor(nn.Module):
         width = sizes.width
         self.register_buffer("positions", encode_cells(grid, width), persistent=False)
         self.mask_token = nn.Parameter(torch.zeros(1, width))
-        # What is usual at a cell is a table of its own, so that the blocks learn what is not.
-        self.usual = nn.Parameter(torch.zeros(math.prod(grid), width_out))
         with torch.random.fork_rng(devices=()):  # Layers draw weights of their own, unasked.
             self.embed = nn.Linear(width_in, width)
             self.blocks = nn.ModuleList(
@@ -94,13 +88,12 @@ class Predictor(nn.Module):
     def forward(self, given: Tensor, layout: Layout) -> Tensor:
         """Return (asked, width out), given (given, width in)."""
         asked = self.mask_token.expand(len(layout.asked), -1)
-        usual = functional.embedding(layout.cells[len(given) :], self.usual)
         tokens = torch.cat([self.embed(given), asked]) + self.positions[layout.cells]
         tokens = tokens[layout.by_view]
         for block in self.blocks:
             tokens = block(tokens, None, layout.packing)
         predicted: Tensor = self.project(self.norm(tokens[layout.asked]))
-        return predicted + usual
+        return predicted
 
     def _draw_weights(self, seed: int) -> None:
         """Draw maps so that they keep the variance of what they are given; biases are 0.
@@ -115,26 +108,6 @@ class Predictor(nn.Module):
                 deviation = module.in_features**-0.5
                 nn.init.normal_(module.weight, std=deviation, generator=generator)
                 nn.init.zeros_(module.bias)
-        self._start_as_mean(generator)
-
-    @torch.no_grad()
-    def _start_as_mean(self, generator: torch.Generator) -> None:
-        """Let asked cells begin as means of the given ones around them: training starts from there.
-
-        Queries and keys are one map, so that attention falls with the distance of positions;
-        values go through as they are, and features leave the way they came in.
-        """
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            queries, keys, values = block.attn.qkv.weight.chunk(3)
-            keys.copy_(queries)
-            nn.init.eye_(values)
-            nn.init.eye_(block.attn.proj.weight)
-            block.mlp.fc2.weight.mul_(_MODEST)
-        if self.embed.in_features == self.project.out_features:
-            nn.init.orthogonal_(self.embed.weight, generator=generator)
-            self.project.weight.copy_(self.embed.weight.T)
-            self.embed.weight.mul_(math.sqrt(2))  # Beside positions, whose mean square is 1/2.
 
 
 def lay_out(given: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> Layout:

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimbrain_app.errors import CallRefused
+from slimbrain_app.errors import REASONS, CallRefused
 from slimbrain_app.files import whole_file
 from slimbrain_app.model.batches import Batch
 from slimbrain_app.model.packages import (
@@ -533,7 +533,13 @@ def _ending(log: Tell, state: TrainingState, per_pass: int) -> Iterator[None]:
     try:
         yield
     except CallRefused as error:
-        log(End(**_place(state, per_pass), finished=False, reason=error.reason))
+        log(
+            End(
+                **_place(state, per_pass),
+                finished=False,
+                reason=f"{REASONS[error.reason].meaning.capitalize()}.",
+            )
+        )
         raise
     log(End(**_place(state, per_pass), finished=True))
 

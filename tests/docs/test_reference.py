@@ -66,6 +66,7 @@ OTHERS = {
     "objective.weights": [1, 0, 0],
     "objective.momentum": 0.9,
     "objective.last_momentum": 0.9,
+    "objective.decorrelation": 0.1,
     "train.passes": 1,
     "train.windows_per_run": 2,
     "train.batch": 2,

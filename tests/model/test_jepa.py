@@ -6,6 +6,7 @@ import copy
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,13 +14,20 @@ from torch.testing import assert_close
 
 from slimbrain_app.model.batches import collate_views, spread_cells
 from slimbrain_app.model.encoder import Encoder
-from slimbrain_app.model.jepa import JEPA, Jepa, JepaSettings, follow, standardise_changes
+from slimbrain_app.model.jepa import (
+    JEPA,
+    Jepa,
+    JepaSettings,
+    correlate,
+    follow,
+    standardise_changes,
+)
 from slimbrain_app.model.masking import CONTEXT
 from slimbrain_app.model.predictor import PredictorSizes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SETTINGS = JepaSettings(predictor=PredictorSizes(width=16, depth=2, heads=2))
+SETTINGS = JepaSettings(predictor=PredictorSizes(width=16, depth=2, heads=2), decorrelation=0.0)
 
 
 @pytest.fixture
@@ -249,6 +257,26 @@ def test_cells_that_never_change_have_targets_of_zero(views, fine):
     level = collate_views(views, fine).whole.levels[-1]
     features = torch.ones(len(level.cells), 5)
     assert not standardise_changes(features, level, fine).any()
+
+
+def test_correlations_are_those_of_numpy():
+    features = torch.randn(40, 6, generator=torch.Generator().manual_seed(5)).cumsum(1)
+    squares = np.corrcoef(features.numpy().T) ** 2
+    expected = (squares.sum() - np.trace(squares)) / len(squares)
+    assert float(correlate(features)) == pytest.approx(expected, rel=1e-4)
+    assert float(correlate(1e-3 * features + 7)) == pytest.approx(expected, rel=1e-2)
+
+
+def test_correlations_weigh_in_beside_the_kinds_view_by_view(jepa, views, fine):
+    batch = collate_views(views, fine)
+    plain = jepa(batch)
+    jepa.settings = replace(SETTINGS, decorrelation=0.5)
+    context = jepa.context.map_cells(batch.patches[batch.seen], batch.context)
+    parts = torch.split(context, list(batch.context.lengths))
+    expected = plain.total + 0.5 * sum(correlate(part) for part in parts)
+    loss = jepa(batch)
+    assert_close(loss.total, expected)
+    assert torch.equal(loss.kinds, plain.kinds)
 
 
 def test_no_view_loses_nothing_and_gives_every_trainable_parameter_a_gradient_of_zero(jepa):

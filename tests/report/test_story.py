@@ -105,5 +105,5 @@ def test_alarms_that_differ_in_numbers_only_are_told_once() -> None:
 
 def test_changes_are_the_settings_that_differ() -> None:
     assert list_changes(PretrainSettings()) == []
-    settings = PretrainSettings(seed=5, train=Train(batch=16, rate=5e-4))
+    settings = PretrainSettings(seed=5, train=Train(batch=16, clip=1.0))
     assert list_changes(settings) == [("seed", 5, 0), ("train.batch", 16, None)]
