@@ -125,24 +125,27 @@ def pack_pooling(lengths: Tensor) -> Pooling:
     )
 
 
-def pack_attention(queries: Tensor, keys: Tensor) -> Packing:
+def pack_attention(queries: Tensor, keys: Tensor, *, among_queries: bool = False) -> Packing:
     """Pack segments into buckets of similar length.
 
     Parameters
     ----------
     queries, keys : Tensor, int64, shape (segments,)
         How many of each a segment holds; they lie one segment's after another's.
+    among_queries : bool
+        A segment's keys are the first of its queries; else they lie in an array of their own.
     """
+    first = queries if among_queries else keys
     step = max(1, -(-int(keys.max()) // _BUCKETS))
     rounded = (keys + step - 1) // step
     chosen = [(rounded == length).nonzero()[:, 0] for length in torch.unique(rounded)]
     query_parts = [_rectangle(queries, _starts(queries), segments) for segments in chosen]
-    key_parts = [_rectangle(keys, _starts(keys), segments) for segments in chosen]
+    key_parts = [_rectangle(keys, _starts(first), segments) for segments in chosen]
     total_queries, total_keys = int(queries.sum()), int(keys.sum())
     buckets = [
         Bucket(
             queries=Rows.at(query_index, total_queries),
-            keys=Rows.at(key_index, total_keys),
+            keys=Rows.at(key_index, int(first.sum())),
             exists=None if bool(exists.all()) else exists[:, None, None],
         )
         for (query_index, _), (key_index, exists) in zip(query_parts, key_parts, strict=True)

@@ -18,6 +18,9 @@ from slimbrain_app.model.presets import Axes
 # the waves tells cells apart, which the usual periods up to 10,000 would not.
 PERIODS = (4.0, 40.0)
 
+# Share of an MLP's first output that is left, so that it hardly disturbs what attention brings.
+_MODEST = 0.1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictorSizes:
@@ -30,7 +33,11 @@ class PredictorSizes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """Given and asked cells of some views, and who attends to whom: all of a view to all.
+    """Given and asked cells of some views, and who attends to whom: all of a view to given ones.
+
+    Asked cells come in as bare positions. These resemble each other more than they resemble any
+    cell with features; were they to be attended to, attention would begin and long stay with cells
+    that know nothing.
 
     Attributes
     ----------
@@ -108,6 +115,26 @@ class Predictor(nn.Module):
                 deviation = module.in_features**-0.5
                 nn.init.normal_(module.weight, std=deviation, generator=generator)
                 nn.init.zeros_(module.bias)
+        self._start_as_mean(generator)
+
+    @torch.no_grad()
+    def _start_as_mean(self, generator: torch.Generator) -> None:
+        """Let a guess begin as a mean of given cells, nearer ones weighing more: a place to start.
+
+        Queries and keys are one map, so that attention falls with the distance of positions;
+        values go through as they are, and features leave the way they came in.
+        """
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            queries, keys, values = block.attn.qkv.weight.chunk(3)
+            keys.copy_(queries)
+            nn.init.eye_(values)
+            nn.init.eye_(block.attn.proj.weight)
+            block.mlp.fc2.weight.mul_(_MODEST)
+        if self.embed.in_features == self.project.out_features:
+            nn.init.orthogonal_(self.embed.weight, generator=generator)
+            self.project.weight.copy_(self.embed.weight.T)
+            self.embed.weight.mul_(math.sqrt(2))  # Beside positions, whose mean square is 1/2.
 
 
 def lay_out(given: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> Layout:
@@ -125,7 +152,9 @@ def lay_out(given: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> Layou
         cells=torch.cat([given[0], asked[0]]),
         by_view=by_view,
         asked=by_view.argsort()[len(given[0]) :],
-        packing=pack_attention(per_view, per_view),
+        packing=pack_attention(
+            per_view, given[1].bincount(minlength=len(per_view)), among_queries=True
+        ),
     )
 
 

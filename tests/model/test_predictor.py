@@ -94,3 +94,21 @@ def test_a_seed_gives_the_same_weights_and_leaves_other_draws_alone():
     assert not torch.equal(
         one["embed.weight"], Predictor(SIZES, GRID, 12, 5, seed=5).state_dict()["embed.weight"]
     )
+
+
+def test_at_the_start_a_guess_is_a_mean_of_what_is_given(generator):
+    sizes = PredictorSizes(width=96, depth=2, heads=2)
+    predictor = Predictor(sizes, GRID, width_in=192, width_out=192, seed=1)
+    shared = torch.randn(192, generator=generator)
+    cells = torch.randperm(CELLS, generator=generator)
+    features = shared + torch.randn(400, 192, generator=generator)
+    with torch.inference_mode():
+        guesses = predict(predictor, (features, cells[:400], cells[400:420]))[0]
+    assert torch.cosine_similarity(guesses, shared, dim=1).min() > 0.4
+
+
+def test_asked_cells_do_not_change_what_is_said_of_others(predictor, generator):
+    features, given, asked = view(generator, 30, 20)
+    together = predict(predictor, (features, given, asked))[0]
+    alone = predict(predictor, (features, given, asked[:1]))[0]
+    assert_close(together[:1], alone, rtol=1e-4, atol=1e-4)
