@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -365,6 +365,21 @@ def write_settings(settings: ParticipantSettings | PretrainSettings) -> str:
     import tomli_w
 
     return tomli_w.dumps(_without_none(asdict(settings)))
+
+
+def flatten_settings(
+    settings: ParticipantSettings | PretrainSettings,
+) -> Iterator[tuple[str, Any]]:
+    """Yield each setting's key, its table before it as in ``train.rate``, and its value."""
+    return _flatten(asdict(settings))
+
+
+def _flatten(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from ((f"{key}.{below}", item) for below, item in _flatten(value))
+        else:
+            yield key, value
 
 
 def _read_table(path: Path) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
 from slimbrain_app.model.monitors import Reading
 from slimbrain_app.records import Contract, Notice, Recording, Refusal
-from slimbrain_app.settings import PretrainSettings
+from slimbrain_app.settings import PretrainSettings, flatten_settings
 from slimbrain_app.training.log import (
     Alarm,
     Checkpoint,
@@ -248,17 +248,9 @@ def count_checkpoints(story: Story) -> int:
 
 def list_changes(settings: PretrainSettings) -> list[tuple[str, Any, Any]]:
     """Return key, value and default of each setting that isn't the default."""
-    defaults = dict(_flatten(asdict(PretrainSettings())))
+    defaults = dict(flatten_settings(PretrainSettings()))
     return [
         (key, value, defaults.get(key))
-        for key, value in _flatten(asdict(settings))
+        for key, value in flatten_settings(settings)
         if value != defaults.get(key)
     ]
-
-
-def _flatten(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            yield from ((f"{key}.{below}", item) for below, item in _flatten(value))
-        else:
-            yield key, value

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from slimbrain_app.model.monitors import Reading
 from slimbrain_app.model.packages import Config
-from slimbrain_app.settings import PretrainSettings
+from slimbrain_app.settings import PretrainSettings, flatten_settings
 from slimbrain_app.training.design import make_design
 from slimbrain_app.training.log import Alarm, Event, Extract, Probe, Start, Step, Validation, pick
 
@@ -141,7 +140,8 @@ def _describe_data(facts: Facts) -> str:
 
 
 def _describe_recipe(facts: Facts) -> str:
-    chosen, default = _flatten(asdict(facts.settings)), _flatten(asdict(PretrainSettings()))
+    chosen = dict(flatten_settings(facts.settings))
+    default = dict(flatten_settings(PretrainSettings()))
     told = {
         key: value
         for key, value in chosen.items()
@@ -228,14 +228,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _escape(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
-
-
-def _flatten(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        inner = _flatten(value, f"{above}{key}.") if isinstance(value, Mapping) else None
-        flat |= {f"{above}{key}": value} if inner is None else inner
-    return flat
 
 
 def _show(value: object) -> str:
