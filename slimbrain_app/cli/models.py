@@ -148,6 +148,7 @@ def _add_copy(actions: Actions) -> None:
     parser.add_argument("folder", type=Path, help="a new folder; its name is the package's")
     parser.add_argument("--half", action="store_true", help="in float16: half the size")
     parser.add_argument("--caution", metavar="TEXT", help="to be said wherever it is used")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="Markdown, in place of its card")
     parser.set_defaults(run=_copy_model)
 
 
@@ -156,9 +157,27 @@ def _copy_model(options: argparse.Namespace) -> None:
 
     from slimbrain_app.model.packages import copy_package, load_package
 
-    package = load_package(options.package)
-    dtype = torch.float16 if options.half else torch.float32
-    print(_describe(copy_package(package, options.folder, caution=options.caution, dtype=dtype)))
+    copy = copy_package(
+        load_package(options.package),
+        options.folder,
+        caution=options.caution,
+        card=options.card and _read_card(options.card),
+        dtype=torch.float16 if options.half else torch.float32,
+    )
+    print(_describe(copy))
+
+
+def _read_card(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CallRefused(
+            "usage",
+            file=file,
+            expected="a text file in UTF-8",
+            found=str(error),
+            advice="give the card as Markdown",
+        ) from error
 
 
 def _describe(package: Package) -> str:

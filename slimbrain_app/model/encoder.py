@@ -22,7 +22,9 @@ from slimbrain_app.model.tokens import TokenTable
 
 EPSILON = 1e-6
 _MLP_RATIO = 4
-_INITIAL_DEVIATION = 0.02
+_OF_POSITIONS = 0.02
+# Deviation of the Gaussian that filters are blurred with, in a patch's edges.
+_BLUR = 0.375
 
 
 class PatchEmbedding(nn.Module):
@@ -115,6 +117,7 @@ class Encoder(nn.Module):
             self.blocks = nn.ModuleList(_blocks(sizes))
         self.encoder_norm = nn.LayerNorm(sizes.embedding_width, eps=EPSILON)
         draw_weights(self, seed)
+        smooth_filters(self.patch_embed.proj["weight"])
 
     def forward(self, patches: Tensor, table: TokenTable) -> Tensor:
         """Embed views.
@@ -191,13 +194,40 @@ class Encoder(nn.Module):
 
 
 def draw_weights(module: nn.Module, seed: int) -> None:
-    """Draw maps and positions from a truncated normal; biases are 0, norms the identity."""
+    """Draw maps so that they keep the variance of what they are given; biases are 0, norms 1.
+
+    Positions are drawn with a small deviation, as is usual, beside whatever they are added to.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1:
-            nn.init.trunc_normal_(parameter, std=_INITIAL_DEVIATION, generator=generator)
+            positions = name.startswith("pos_embed")
+            deviation = _OF_POSITIONS if positions else parameter[0].numel() ** -0.5
+            nn.init.trunc_normal_(parameter, std=deviation, generator=generator)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
+
+
+@torch.no_grad()
+def smooth_filters(filters: Tensor) -> None:
+    """Blur the filters of patches in space, each at the size that it had.
+
+    Activity is smooth over millimetres, noise is not: of what a filter of white noise makes of a
+    patch, nearly all is noise.
+
+    Parameters
+    ----------
+    filters : Tensor, shape (width, channels, t, x, y, z)
+    """
+    blurred = filters
+    for axis in (3, 4, 5):
+        places = torch.arange(filters.shape[axis], device=filters.device) / filters.shape[axis]
+        near = torch.exp(-((places[:, None] - places) ** 2) / (2 * _BLUR**2))
+        mixed = torch.tensordot(blurred, near / near.sum(0), dims=([axis], [0]))
+        blurred = mixed.movedim(-1, axis)
+    axes = tuple(range(1, filters.ndim))
+    before, after = (part.square().mean(axes, keepdim=True).sqrt() for part in (filters, blurred))
+    filters.copy_(blurred * (before / after))
 
 
 def _blocks(sizes: EncoderSizes) -> list[Block]:

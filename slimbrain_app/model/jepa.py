@@ -60,7 +60,7 @@ _EPSILON, _TINY = 1e-4, 1e-7
 _LARGE = JepaSettings(predictor=PredictorSizes(width=256, depth=6, heads=4))
 JEPA: Mapping[str, JepaSettings] = MappingProxyType(
     {
-        "tiny": JepaSettings(predictor=PredictorSizes(width=96, depth=2, heads=2)),
+        "tiny": JepaSettings(predictor=PredictorSizes(width=128, depth=2, heads=2)),
         "base": _LARGE,
         "official": _LARGE,
     }
@@ -86,6 +86,7 @@ class Jepa(Objective):
         width = encoder.sizes.embedding_width
         self.settings = settings
         self.context = encoder
+        self.context.patch_embed.requires_grad_(False)
         self.target = copy.deepcopy(encoder).requires_grad_(False).eval()
         self.predictor = Predictor(settings.predictor, encoder.sizes.final_grid, width, width, seed)
 
@@ -101,13 +102,14 @@ class Jepa(Objective):
         return self
 
     def forward(self, batch: Batch) -> Loss:
-        context = self.context.map_cells(batch.patches[batch.seen], batch.context)
-        guesses = self.predictor(context, batch.layout).float()
+        context = self.context.map_cells(batch.patches[batch.seen], batch.context).float()
+        given = standardise_changes(context, batch.context.levels[-1], self.context.sizes)
+        guesses = self.predictor(given, batch.layout).float()
         cells, truths = self.encode_targets(batch)
         errors = batch.targets.average(compare(guesses, truths), batch.views)
         total = (errors * errors.new_tensor(self.settings.weights)).sum()
         if self.settings.decorrelation:
-            views = torch.split(context.float(), list(batch.context.lengths))
+            views = torch.split(context, list(batch.context.lengths))
             total = total + self.settings.decorrelation * sum(map(correlate, views))
         return Loss(
             total=total,

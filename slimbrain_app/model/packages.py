@@ -246,9 +246,10 @@ def copy_package(
     folder: Path,
     *,
     caution: str | None = None,
+    card: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Package:
-    """Write a package anew: with a caution, which wins over its own, or in another precision.
+    """Write a package anew: with another caution or card, or in another precision.
 
     Raises
     ------
@@ -262,7 +263,7 @@ def copy_package(
         replace(package.config, caution=caution or package.config.caution),
         load_encoder(package),
         load_extractor(package),
-        card=(source / CARD).read_text(encoding="utf-8"),
+        card=card or (source / CARD).read_text(encoding="utf-8"),
         records={name: (source / name).read_text(encoding="utf-8") for name in records},
         dtype=dtype,
     )
@@ -533,8 +534,9 @@ def _untrained_card(name: str, config: Config) -> str:
     contract, encoder = config.contract, config.encoder
     return f"""# {name}
 
-**Untrained.** The weights are random numbers: a truncated normal with deviation 0.02, drawn with
-seed {config.seed}, biases 0, norms the identity. No data of any person went into them.
+**Untrained.** The weights are random numbers, drawn with seed {config.seed}: maps so that they keep
+the variance of their input, filters of patches smooth in space, positions with deviation 0.02,
+biases 0, norms the identity. No data of any person went into them.
 
 |  |  |
 | --- | --- |

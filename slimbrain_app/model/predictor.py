@@ -16,15 +16,21 @@ from slimbrain_app.model.presets import Axes
 
 # Periods of the positions' waves in cells. The grid has 6 and 10 cells along its axes: each of
 # the waves tells cells apart, which the usual periods up to 10,000 would not.
-PERIODS = (4.0, 40.0)
+PERIODS = (4.0, 20.0)
 
-# Share of an MLP's first output that is left, so that it hardly disturbs what attention brings.
-_MODEST = 0.1
+# How a predictor starts. Attention falls with distance as steeply as neighbours' signals do;
+# features are small beside positions, whose size is always the same, so that norms change neither
+# how near a cell seems nor how strong it is; an MLP hardly disturbs what attention brings, nor does
+# a later block; and a guess is a fraction of its neighbours' mean, which is no more than a hint.
+_SHARPNESS, _QUIET, _MODEST, _CAUTION = 1.3, 0.2, 0.1, 0.3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictorSizes:
-    """Sizes of a predictor. The width is a multiple of 8, for sines and cosines of four axes."""
+    """Sizes of a predictor.
+
+    The width is a multiple of 32, for sines and cosines of four axes fill a quarter of it.
+    """
 
     width: Annotated[int, Gt(0)]
     depth: Annotated[int, Gt(0)]
@@ -81,10 +87,12 @@ class Predictor(nn.Module):
     ) -> None:
         super().__init__()
         width = sizes.width
-        self.register_buffer("positions", encode_cells(grid, width), persistent=False)
-        self.mask_token = nn.Parameter(torch.zeros(1, width))
+        positions = encode_cells(grid, width // 4)
+        self.register_buffer("positions", positions, persistent=False)
+        features = width - positions.shape[1]
+        self.mask_token = nn.Parameter(torch.zeros(1, features))
         with torch.random.fork_rng(devices=()):  # Layers draw weights of their own, unasked.
-            self.embed = nn.Linear(width_in, width)
+            self.embed = nn.Linear(width_in, features)
             self.blocks = nn.ModuleList(
                 Block(width, width, sizes.heads) for _ in range(sizes.depth)
             )
@@ -95,19 +103,15 @@ class Predictor(nn.Module):
     def forward(self, given: Tensor, layout: Layout) -> Tensor:
         """Return (asked, width out), given (given, width in)."""
         asked = self.mask_token.expand(len(layout.asked), -1)
-        tokens = torch.cat([self.embed(given), asked]) + self.positions[layout.cells]
-        tokens = tokens[layout.by_view]
+        tokens = torch.cat([self.embed(given), asked])
+        tokens = torch.cat([tokens, self.positions[layout.cells]], dim=1)[layout.by_view]
         for block in self.blocks:
             tokens = block(tokens, None, layout.packing)
         predicted: Tensor = self.project(self.norm(tokens[layout.asked]))
         return predicted
 
     def _draw_weights(self, seed: int) -> None:
-        """Draw maps so that they keep the variance of what they are given; biases are 0.
-
-        The encoder's fixed deviation of 0.02 suits widths near 1,000. At a width of 96 attention
-        would start uniform, and take long to become anything else.
-        """
+        """Draw maps so that they keep the variance of what they are given; biases are 0."""
         generator = torch.Generator().manual_seed(seed)
         nn.init.trunc_normal_(self.mask_token, std=0.02, generator=generator)
         for module in self.modules():
@@ -119,22 +123,26 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def _start_as_mean(self, generator: torch.Generator) -> None:
-        """Let a guess begin as a mean of given cells, nearer ones weighing more: a place to start.
+        """Let a guess begin as a mean of given cells, the nearest weighing most.
 
-        Queries and keys are one map, so that attention falls with the distance of positions;
-        values go through as they are, and features leave the way they came in.
+        Queries and keys begin as positions, values as features, and features leave the way they
+        came in. Drawn at random, all three would be mixtures of both: most of a guess would be a
+        function of its position, and a training's first act would be to unlearn all of it.
         """
-        for block in self.blocks:
+        features = self.embed.out_features
+        for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            queries, keys, values = block.attn.qkv.weight.chunk(3)
-            keys.copy_(queries)
-            nn.init.eye_(values)
-            nn.init.eye_(block.attn.proj.weight)
+            queries, keys, values = block.attn.qkv.weight.zero_().chunk(3)
+            for head in (*queries.chunk(block.attn.heads), *keys.chunk(block.attn.heads)):
+                nn.init.eye_(head[:, features:]).mul_(_SHARPNESS)
+            nn.init.eye_(values[:features])
+            nn.init.eye_(block.attn.proj.weight).mul_(_MODEST if number else 1)
             block.mlp.fc2.weight.mul_(_MODEST)
+        self.project.weight[:, features:] = 0
         if self.embed.in_features == self.project.out_features:
             nn.init.orthogonal_(self.embed.weight, generator=generator)
-            self.project.weight.copy_(self.embed.weight.T)
-            self.embed.weight.mul_(math.sqrt(2))  # Beside positions, whose mean square is 1/2.
+            self.project.weight[:, :features] = self.embed.weight.T * _CAUTION
+        self.embed.weight.mul_(_QUIET)
 
 
 def lay_out(given: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> Layout:

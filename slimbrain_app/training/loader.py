@@ -11,7 +11,6 @@ import multiprocessing
 import pickle
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -32,45 +31,6 @@ from slimbrain_app.training.windows import RawWindow, Windows, cut_patches
 
 # Arrays in a parcel begin at multiples of it, in bytes.
 _ALIGNED = 64
-
-
-class Meter:
-    """Tells how long whoever takes batches waited for them.
-
-    Attributes
-    ----------
-    waited, seconds : float
-        For batches, and in all since the first was asked for.
-    windows : int
-        Windows handed over.
-    """
-
-    def __init__(self) -> None:
-        self.waited = 0.0
-        self.windows = 0
-        self._begun: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        return 0.0 if self._begun is None else time.perf_counter() - self._begun
-
-    @property
-    def share(self) -> float:
-        """The share of the time that was spent waiting; 0 before the first batch."""
-        return self.waited / self.seconds if self._begun is not None else 0.0
-
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Hand batches on and measure."""
-        source = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            self._begun = asked if self._begun is None else self._begun
-            batch = next(source, None)
-            self.waited += time.perf_counter() - asked
-            if batch is None:
-                return
-            self.windows += batch.views
-            yield batch
 
 
 def make_loader(

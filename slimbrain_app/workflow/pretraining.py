@@ -25,13 +25,9 @@ from slimbrain_app.training.log import Event
 from slimbrain_app.training.manifest import read_manifest
 from slimbrain_app.training.memory import Load, choose_load, measure_free
 from slimbrain_app.training.optimiser import choose_precision
-from slimbrain_app.training.pretraining import (
-    Pretraining,
-    find_finished,
-    publish,
-    settle_corpus,
-    train_encoder,
-)
+from slimbrain_app.training.pretraining import Pretraining, train_encoder
+from slimbrain_app.training.publishing import find_finished, publish
+from slimbrain_app.training.settling import settle_corpus
 from slimbrain_app.workflow.corpus import CorpusPlan, Refused, name_datasets, plan_corpus
 from slimbrain_app.workflow.outcome import Page, list_sources, write_corpus
 from slimbrain_app.workflow.plan import list_software

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from slimbrain_app.errors import Exit
+from slimbrain_app.model.packages import create_package, load_package
 
 SLIMBRAIN = str(Path(sys.executable).with_name("slimbrain"))
 RUN = "sub-01_task-rest_run-01"
@@ -96,12 +98,21 @@ def test_log_tells_when_each_step_ended(finished):
     assert verbs == ["prepare", "rank", "encode", "write"]
 
 
-def test_untrained_weights_are_called_so_wherever_they_speak(finished):
+def test_what_the_shipped_model_was_trained_on_is_told_wherever_it_speaks(finished):
     output, result = finished
-    assert "UNTRAINED" in result.stderr
-    assert "untrained" in (output / "sub-01.html").read_text().lower()
+    caution = load_package("tiny").config.caution
+    assert "in invented voxels" in caution
+    assert f"Note [caution]: {caution}" in result.stderr
+    assert caution in html.unescape((output / "sub-01.html").read_text())
     for sidecar in output.rglob("*_desc-slimbrain_*.json"):
-        assert json.loads(sidecar.read_text())["Model"]["Trained"] is False
+        assert json.loads(sidecar.read_text())["Model"]["Trained"] is True
+
+
+def test_untrained_weights_are_called_so(one_person, tmp_path):
+    create_package(tmp_path / "drawn", "tiny", seed=1)
+    out = tmp_path / "out"
+    result = slimbrain(one_person, out, "participant", "--model", tmp_path / "drawn", "--dry-run")
+    assert "UNTRAINED" in result.stderr
 
 
 def test_output_is_a_valid_bids_derivative(finished):

@@ -23,11 +23,20 @@ def test_packages_at_hand_are_listed_with_preset_training_and_checksum(tmp_path,
     capsys.readouterr()
     assert models("list", tmp_path / "own") == Exit.DONE
     lines = capsys.readouterr().out.splitlines()
-    packages = [load_package("mine", [tmp_path / "own"]), load_package("tiny")]
+    mine, shipped = load_package("mine", [tmp_path / "own"]), load_package("tiny")
     assert lines == [
-        f"{package.folder}: {package.name}, tiny, untrained, {package.sha256}"
-        for package in packages
+        f"{mine.folder}: mine, tiny, untrained, {mine.sha256}",
+        f"{shipped.folder}: tiny, tiny, trained, {shipped.sha256}",
     ]
+
+
+def test_a_copy_can_bring_a_card_of_its_own(tmp_path, capsys):
+    (tmp_path / "card.md").write_text("# For whom\n")
+    assert models("copy", "tiny", tmp_path / "lent", "--card", tmp_path / "card.md") == Exit.DONE
+    assert (load_package(tmp_path / "lent").folder / "card.md").read_text() == "# For whom\n"
+    assert models("copy", "tiny", tmp_path / "other", "--card", tmp_path / "none") == Exit.USAGE
+    assert str(tmp_path / "none") in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_checkpoint_goes_out_comes_back_and_starts_a_base_package(tmp_path, capsys):

@@ -339,12 +339,22 @@ def test_weights_depend_on_the_seed_and_on_nothing_else():
     assert not torch.equal(first["pos_embed_spatial"], other["pos_embed_spatial"])
 
 
-def test_weights_are_drawn_narrow_and_biases_are_zero():
+def test_maps_are_drawn_to_keep_variance_positions_small_and_biases_zero():
     for name, parameter in Encoder(PRESETS["tiny"]).named_parameters():
         if parameter.ndim > 1:
-            assert parameter.std().item() == pytest.approx(0.02, rel=0.05), name
+            inputs = 2500 if name.startswith("pos_embed") else parameter[0].numel()
+            assert parameter.std().item() == pytest.approx(inputs**-0.5, rel=0.05), name
         else:
             assert (parameter == float("norm" in name and name.endswith("weight"))).all(), name
+
+
+@pytest.mark.parametrize("preset", ["tiny", "base"])
+def test_filters_of_patches_start_smooth_in_space_and_not_in_time(preset):
+    filters = Encoder(PRESETS[preset]).patch_embed.proj["weight"].detach()
+    for axis in range(2, 6):
+        here, there = filters.unfold(axis, 2, 1).unbind(-1)
+        correlation = torch.corrcoef(torch.stack([here.flatten(), there.flatten()]))[0, 1]
+        assert correlation > 0.7 if axis > 2 else abs(correlation) < 0.3, axis
 
 
 def count_gflop(sizes, kept):

@@ -34,7 +34,7 @@ MINUTE = EncoderSizes(
     unit_attention=(True, True, False),
     deletion="token",
 )
-NARROW = PredictorSizes(width=48, depth=2, heads=2)
+NARROW = PredictorSizes(width=64, depth=2, heads=2)
 WARM_UP = 0.05
 
 

@@ -18,7 +18,7 @@ from slimbrain_app.model.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SETTINGS = MaeSettings(decoder=PredictorSizes(width=16, depth=1, heads=2))
+SETTINGS = MaeSettings(decoder=PredictorSizes(width=32, depth=1, heads=2))
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.testing import assert_close
 
 from slimbrain_app.model.predictor import Predictor, PredictorSizes, encode_cells, lay_out
 
 GRID = (10, 6, 6, 6)
 CELLS = math.prod(GRID)
-SIZES = PredictorSizes(width=16, depth=2, heads=2)
+SIZES = PredictorSizes(width=32, depth=2, heads=2)
 
 
 @pytest.fixture
@@ -96,15 +97,31 @@ def test_a_seed_gives_the_same_weights_and_leaves_other_draws_alone():
     )
 
 
-def test_at_the_start_a_guess_is_a_mean_of_what_is_given(generator):
-    sizes = PredictorSizes(width=96, depth=2, heads=2)
-    predictor = Predictor(sizes, GRID, width_in=192, width_out=192, seed=1)
-    shared = torch.randn(192, generator=generator)
+def test_at_the_start_a_guess_is_a_hint_from_the_nearest_cells(generator):
+    predictor = Predictor(
+        PredictorSizes(width=256, depth=2, heads=4), GRID, width_in=192, width_out=192, seed=1
+    )
+    noise = torch.randn(1, 192, *GRID[1:], generator=generator)
+    smooth = functional.avg_pool3d(noise, 3, stride=1, padding=1)[0].flatten(1).T
+    features = smooth.repeat(GRID[0], 1) / smooth.std()
     cells = torch.randperm(CELLS, generator=generator)
-    features = shared + torch.randn(400, 192, generator=generator)
     with torch.inference_mode():
-        guesses = predict(predictor, (features, cells[:400], cells[400:420]))[0]
-    assert torch.cosine_similarity(guesses, shared, dim=1).min() > 0.4
+        guesses = predict(predictor, (features[cells[:400]], cells[:400], cells[400:600]))[0]
+    truths = features[cells[400:600]]
+    similarity = (guesses * truths).mean() / (
+        guesses.square().mean() * truths.square().mean()
+    ) ** 0.5
+    assert similarity > 0.6
+    assert (guesses - truths).square().mean() < 0.9 * truths.square().mean()
+
+
+def test_at_the_start_positions_alone_say_little(generator):
+    predictor = Predictor(SIZES, GRID, width_in=12, width_out=12, seed=1)
+    features, given, asked = view(generator, 200, 100)
+    with torch.inference_mode():
+        silent = predict(predictor, (0 * features, given, asked))[0]
+        loud = predict(predictor, (features, given, asked))[0]
+    assert silent.square().mean() < 0.25 * loud.square().mean()
 
 
 def test_asked_cells_do_not_change_what_is_said_of_others(predictor, generator):

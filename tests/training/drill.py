@@ -124,7 +124,7 @@ def draw_view(number: int) -> MaskedView:
 
 def make_state(drill: Drill) -> TrainingState:
     settings = JepaSettings(
-        predictor=PredictorSizes(width=16, depth=1, heads=2), first_momentum=0.9
+        predictor=PredictorSizes(width=32, depth=1, heads=2), first_momentum=0.9
     )
     objective = Jepa(Encoder(SIZES, seed=1), settings, seed=2).to(drill.device)
     if drill.dropout:

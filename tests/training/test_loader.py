@@ -19,7 +19,7 @@ from slimbrain_app.model.presets import PRESETS
 from slimbrain_app.records import Contract
 from slimbrain_app.settings import Hide
 from slimbrain_app.training.corpus import Item
-from slimbrain_app.training.loader import Meter, make_loader
+from slimbrain_app.training.loader import make_loader
 from slimbrain_app.training.samples import cut_steps, draw_pass
 from slimbrain_app.training.windows import Windows
 
@@ -157,23 +157,3 @@ def test_no_worker_outlives_its_loader(windows, batches):
     reading.close()
     gc.collect()
     assert wait_for(lambda: not multiprocessing.active_children())
-
-
-def test_the_meter_tells_waiting_from_working(windows, batches):
-    meter = Meter()
-    assert (meter.share, meter.seconds, meter.windows) == (0, 0, 0)
-
-    def slow(source):
-        for batch in source:
-            time.sleep(0.2)
-            yield batch
-
-    read = 0
-    for batch in meter.watch(slow(make_loader(windows, batches, 0))):
-        read += batch.views
-        time.sleep(0.2)
-        assert meter.windows == read
-    assert read == 12
-    assert meter.waited >= 0.6
-    assert meter.waited <= meter.seconds - 0.6
-    assert 0 < meter.share < 1
