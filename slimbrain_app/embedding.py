@@ -1,7 +1,8 @@
 """Windows of a run -> embeddings.
 
-On a CPU the result does not depend on what else is embedded, nor in which order: each pass has
-the same shape, because the rounding of a float32 product depends on the shape.
+On a CPU the result does not depend on what else is embedded, nor in which order or by how many
+threads: each pass has the same shape and one thread of its own, because the rounding of a float32
+product depends on both.
 """
 
 from __future__ import annotations
@@ -164,6 +165,7 @@ def embed_views(
     import torch
 
     from slimbrain_app.model.tokens import build_table, gather_patches, keep_brain
+    from slimbrain_app.prepare.parallel import map_in_order
     from slimbrain_app.prepare.store import mask_image
 
     size = BATCHES[device.partition(":")[0]]
@@ -176,12 +178,36 @@ def embed_views(
         frames = _read_view(prepared, contract, view)
         return gather_patches(torch.from_numpy(frames).to(device), voxels, single)
 
-    with torch.inference_mode(), _memory_refused(device):
-        for first in range(0, len(views), size):
-            patches = [read(view) for view in views[first : first + size]]
+    def embed(batch: tuple[View, ...]) -> NDArray[np.float32]:
+        with torch.inference_mode(), _memory_refused(device):
+            patches = [read(view) for view in batch]
             missing = size - len(patches)
             embeddings = encoder(torch.cat(patches + patches[-1:] * missing), table)
-            yield embeddings[: len(patches)].cpu().numpy()
+            rows: NDArray[np.float32] = embeddings[: len(patches)].cpu().numpy()
+            return rows
+
+    batches = (views[first : first + size] for first in range(0, len(views), size))
+    with _single_threads() as threads:
+        yield from map_in_order(embed, batches, threads if device == "cpu" else 1)
+
+
+@contextmanager
+def _single_threads() -> Iterator[int]:
+    """Yield how many threads may embed, each of which computes alone.
+
+    A product by several threads may have other bits than one by one thread.
+    """
+    import torch
+
+    from slimbrain_app.prepare.parallel import workers
+
+    before = torch.get_num_threads()
+    try:
+        with workers() as threads:
+            torch.set_num_threads(1)
+            yield threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def _read_view(prepared: PreparedRun, contract: Contract, view: View) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -219,12 +220,13 @@ def smooth_filters(filters: Tensor) -> None:
     ----------
     filters : Tensor, shape (width, channels, t, x, y, z)
     """
+    from scipy.ndimage import gaussian_filter1d
+
     blurred = filters
     for axis in (3, 4, 5):
-        places = torch.arange(filters.shape[axis], device=filters.device) / filters.shape[axis]
-        near = torch.exp(-((places[:, None] - places) ** 2) / (2 * _BLUR**2))
-        mixed = torch.tensordot(blurred, near / near.sum(0), dims=([axis], [0]))
-        blurred = mixed.movedim(-1, axis)
+        edge = filters.shape[axis]
+        spread = torch.from_numpy(gaussian_filter1d(np.eye(edge), _BLUR * edge)).to(filters)
+        blurred = torch.tensordot(blurred, spread, dims=([axis], [0])).movedim(-1, axis)
     axes = tuple(range(1, filters.ndim))
     before, after = (part.square().mean(axes, keepdim=True).sqrt() for part in (filters, blurred))
     filters.copy_(blurred * (before / after))
