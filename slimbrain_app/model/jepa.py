@@ -86,7 +86,9 @@ class Jepa(Objective):
         width = encoder.sizes.embedding_width
         self.settings = settings
         self.context = encoder
-        self.context.patch_embed.requires_grad_(False)
+        # Filters stay as they were drawn. What the norm's bias adds, changes lose again.
+        for still in (*self.context.patch_embed.parameters(), self.context.encoder_norm.bias):
+            still.requires_grad_(False)
         self.target = copy.deepcopy(encoder).requires_grad_(False).eval()
         self.predictor = Predictor(settings.predictor, encoder.sizes.final_grid, width, width, seed)
 

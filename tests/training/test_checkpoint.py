@@ -81,7 +81,7 @@ def test_everything_comes_back_to_the_bit(drill, trained, checkpoint):
         require_equal(part.state_dict(), state.parts[name].state_dict())
     names = trained.objective.state_dict()
     assert not torch.equal(
-        names["target.patch_embed.proj.weight"], names["context.patch_embed.proj.weight"]
+        names["target.blocks.0.mlp.fc1.weight"], names["context.blocks.0.mlp.fc1.weight"]
     )
 
 
