@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -185,7 +186,8 @@ def _refuse_deaths(loader: DataLoader[Any], workers: int) -> Iterator[Any]:
     try:
         yield from parcels
     except (RuntimeError, OSError, EOFError) as error:
-        if not workers or all(process.exitcode is None for process in parcels._workers):
+        # Its end of a pipe closes a moment before the process is known to be dead.
+        if not workers or not wait([one.sentinel for one in parcels._workers], timeout=1):
             raise
         raise _death(workers) from error
     finally:
