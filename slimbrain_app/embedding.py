@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 REACH = 10
 # Views per pass: always so many, the last pass padded. On a CPU more would only cost memory.
 BATCHES = {"cpu": 1, "cuda": 8, "mps": 4}
+# Values of tokens, of all views that several threads embed at once: about 1 GB on their way.
+_AT_ONCE = 12_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,8 @@ def embed_views(
 
     batches = (views[first : first + size] for first in range(0, len(views), size))
     with _single_threads() as threads:
-        yield from map_in_order(embed, batches, threads if device == "cpu" else 1)
+        most = _AT_ONCE // (len(single.tokens) * encoder.sizes.width) if device == "cpu" else 1
+        yield from map_in_order(embed, batches, max(1, min(threads, most)))
 
 
 @contextmanager

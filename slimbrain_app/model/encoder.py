@@ -23,7 +23,7 @@ from slimbrain_app.model.tokens import TokenTable
 
 EPSILON = 1e-6
 _MLP_RATIO = 4
-_OF_POSITIONS = 0.02
+_POSITION_DEVIATION = 0.02
 # Deviation of the Gaussian that filters are blurred with, in a patch's edges.
 _BLUR = 0.375
 
@@ -203,7 +203,7 @@ def draw_weights(module: nn.Module, seed: int) -> None:
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1:
             positions = name.startswith("pos_embed")
-            deviation = _OF_POSITIONS if positions else parameter[0].numel() ** -0.5
+            deviation = _POSITION_DEVIATION if positions else parameter[0].numel() ** -0.5
             nn.init.trunc_normal_(parameter, std=deviation, generator=generator)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
@@ -220,6 +220,8 @@ def smooth_filters(filters: Tensor) -> None:
     ----------
     filters : Tensor, shape (width, channels, t, x, y, z)
     """
+    if filters.is_meta:  # Of an encoder whose weights are yet to be read; scipy takes time to load.
+        return
     from scipy.ndimage import gaussian_filter1d
 
     blurred = filters

@@ -263,7 +263,7 @@ def copy_package(
         replace(package.config, caution=caution or package.config.caution),
         load_encoder(package),
         load_extractor(package),
-        card=card or (source / CARD).read_text(encoding="utf-8"),
+        card=(source / CARD).read_text(encoding="utf-8") if card is None else card,
         records={name: (source / name).read_text(encoding="utf-8") for name in records},
         dtype=dtype,
     )

@@ -74,7 +74,7 @@ def publish(
     """
     settings, design, folder = pretraining.settings, pretraining.design, pretraining.folder
     recordings = [item.recording for item in (*corpus.train, *corpus.validation)]
-    extractor = load_trained_extractor(pretraining)
+    extractor = _load_extractor(pretraining)
     config = Config(
         preset=settings.preset,
         trained=True,
@@ -105,7 +105,7 @@ def publish(
     )
 
 
-def load_trained_extractor(pretraining: Pretraining) -> TemporalExtractor | None:
+def _load_extractor(pretraining: Pretraining) -> TemporalExtractor | None:
     """Return the extractor of a training under way, or None if it has none."""
     if not pretraining.extractor.exists():
         return None
