@@ -6,8 +6,10 @@ torch's DistributedDataParallel, in `Replica`.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -138,7 +140,11 @@ def join_processes(
         yield processes
         # Nobody leaves before the last is done: one of them may host the store.
         processes.any(False)
+    except BaseException as error:
+        _forget_frames(error)
+        raise
     finally:
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -193,6 +199,17 @@ class _Passes(nn.Module):
     def forward(self, batch: object | None) -> Loss:
         loss: Loss = self.objective.lose_nothing() if batch is None else self.objective(batch)
         return loss
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go what the frames of an error hold: a `Replica` must not outlive the process group.
+
+    Else it would be the last to hold the group, and would wait for the group's threads with
+    Python's lock in hand, while they may wait for that lock: for ever.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def process_failed(found: str) -> CallRefused:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.training import distributed
 from slimbrain_app.training.checkpoint import resume
-from slimbrain_app.training.distributed import Processes, join_processes
+from slimbrain_app.training.distributed import Processes, join_processes, process_failed
 
 SCRIPT = Path(__file__).with_name("drill.py")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -233,3 +234,32 @@ def test_others_end_if_the_first_fails(monkeypatch):
         Processes(rank=0, size=2, store=store).run_first("work", fail)
     thread.join()
     assert found == ["process-failed"]
+
+
+def test_an_error_lets_go_of_replicas_before_the_process_group_ends(drill, monkeypatch):
+    # One that outlived the group would be its last holder, and now and then wait for ever.
+    shared, outlived = [], []
+
+    def fail(processes):
+        replica = distributed.Replica(drill.make_state(drill.Drill()).objective, processes)
+        shared.append(weakref.ref(replica.shared))
+        try:
+            raise OSError("the disk is gone")
+        except OSError as error:
+            raise process_failed("an error") from error
+
+    def meet(rank, size, device, meeting):
+        store = dist.HashStore()
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        return store
+
+    def end():
+        outlived.extend(one for one in shared if one() is not None)
+        destroy()
+
+    destroy = dist.destroy_process_group
+    monkeypatch.setattr(distributed, "_meet", meet)
+    monkeypatch.setattr(dist, "destroy_process_group", end)
+    with pytest.raises(CallRefused), join_processes("cpu", VARIABLES) as processes:
+        fail(processes)
+    assert shared and not outlived
