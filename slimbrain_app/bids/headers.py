@@ -106,7 +106,7 @@ def shift_between(
     one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]
 ) -> float:
     """Return how far (mm) the corners of a grid lie apart under two affines."""
-    ends = [(0, length - 1) for length in shape[:3]]
+    ends = [(0, length - 1) for length in (*shape, 1, 1)[:3]]
     corners = np.array(np.meshgrid(*ends)).reshape(3, -1)
     apart = (one - other)[:3, :3] @ corners + (one - other)[:3, 3:]
     return float(np.sqrt((apart**2).sum(axis=0)).max())
@@ -222,15 +222,19 @@ def _sform(header: Nifti1Header) -> NDArray[np.float64] | None:
     if header["sform_code"] <= 0:
         return None
     rows = [header["srow_x"], header["srow_y"], header["srow_z"], (0, 0, 0, 1)]
-    return np.array(rows, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # A signalling NaN; whoever asked refuses what isn't finite.
+        return np.array(rows, dtype=np.float64)
 
 
 def _qform(header: Nifti1Header) -> NDArray[np.float64] | None:
+    from nibabel.spatialimages import HeaderDataError
+
     if header["qform_code"] <= 0:
         return None
     try:
-        return np.asarray(header.get_qform(), dtype=np.float64)
-    except ValueError:  # no unit quaternion
+        with np.errstate(invalid="ignore"):
+            return np.asarray(header.get_qform(), dtype=np.float64)
+    except (ValueError, HeaderDataError):  # no unit quaternion, or a sign that is none
         return np.full((4, 4), np.nan)
 
 

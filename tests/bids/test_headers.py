@@ -4,7 +4,7 @@ import os
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -101,8 +101,12 @@ def test_a_header_cut_short_is_truncated(tmp_path, make_image, size):
 
 
 @given(st.integers(0, 350), st.integers(0, 255))
+@example(295, 127)  # A signalling NaN.
+@example(40, 1)  # One dimension.
+@example(76, 2)  # A sign that is none.
 def test_a_damaged_header_is_refused_or_read_but_nothing_else(tmp_path_factory, place, value):
     image = nib.Nifti1Image(np.zeros((4, 5, 6, 7), np.uint8), AFFINE)
+    image.set_qform(AFFINE, code=1)
     content = bytearray(image.to_bytes())
     content[place] = value
     path = write(tmp_path_factory.getbasetemp() / "damaged.nii", bytes(content), compress=False)
