@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Channel = Literal["voxel", "global"]
+Flag = Literal["untrained", "seen-in-training", "out-of-distribution"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,6 +261,127 @@ class Embedding:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """What brings log odds to those of people left out: ``slope`` times them and ``intercept``.
+
+    Several classes have a temperature only: the slope is its inverse, the intercept 0.
+    """
+
+    slope: float
+    intercept: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadScore:
+    """How well a head tells people left out, with a 95 % interval. ``scheme`` says who was."""
+
+    metric: str
+    value: float
+    lower: float
+    upper: float
+    scheme: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """What a head of a model package predicts, and what is known of its predictions.
+
+    Attributes
+    ----------
+    outcome : str
+        The column of the phenotypes.
+    kind : {"class", "number"}
+    people : int
+        How many it was fitted to.
+    classes : tuple of str
+        In the order of outputs; of two, the one output is the log odds of the second.
+    units : str or None
+        Of a number.
+    levels : mapping of str to str
+        What each class means, where that is known.
+    pooling : {"mean"}
+        What it reads: the mean of embeddings.
+    calibration : Calibration or None
+        Of classes, found on people left out of the fit.
+    margin : float or None
+        Half the width, in units of the number, of an interval that held 90 % of people left out.
+    quantiles : tuple of float or None
+        What was predicted for people left out, at percentiles 0 to 100: numbers, or probabilities
+        of the second of two classes as they are told, calibrated.
+    score : HeadScore or None
+        From cross-validation.
+    """
+
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
+
+    outcome: str
+    kind: Literal["class", "number"]
+    people: int
+    classes: tuple[str, ...] = ()
+    units: str | None = None
+    levels: Mapping[str, str] = field(default_factory=dict)
+    pooling: Literal["mean"] = "mean"
+    calibration: Calibration | None = None
+    margin: float | None = None
+    quantiles: tuple[float, ...] | None = None
+    score: HeadScore | None = None
+
+    def __post_init__(self) -> None:
+        is_class, several = self.kind == "class", self.outputs > 1
+        quantiles, calibration = self.quantiles, self.calibration
+        rules = (
+            (self.people > 0, "somebody that it was fitted to"),
+            (not is_class or len(self.classes) > 1, "two classes or more"),
+            (len(set(self.classes)) == len(self.classes), "each class once"),
+            (is_class or not (self.classes or calibration), "no class and no odds of a number"),
+            (self.margin is None or not is_class, "no margin of a class"),
+            ((self.margin or 0) >= 0, "a margin that is not below 0"),
+            (not several or not calibration or not calibration.intercept, "a temperature alone"),
+            (not several or quantiles is None, "no quantiles of several classes"),
+            (quantiles is None or len(quantiles) == 101, "a quantile for each percentile"),
+            (list(quantiles or ()) == sorted(quantiles or ()), "quantiles that rise"),
+        )
+        for holds, rule in rules:
+            if not holds:
+                raise ValueError(f"head {self.outcome}: expected {rule}")
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the head computes: one, or as many as there are classes from three."""
+        return len(self.classes) if len(self.classes) > 2 else 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What a head says of a run or a person: a number, or the probability of one class.
+
+    Attributes
+    ----------
+    outcome : str
+    level : str or None
+        The class; none for a number.
+    value : float
+    lower, upper : float or None
+        The ends of a 90 % interval, of a number.
+    percentile : float or None
+        Place of the value among those of the people fitted to, each left out.
+    calibrated : bool
+        Whether people left out say how far the probability, or the interval, is to be trusted.
+    flags : tuple of Flag
+        Why not to trust it.
+    """
+
+    outcome: str
+    level: str | None
+    value: float
+    lower: float | None
+    upper: float | None
+    percentile: float | None
+    calibrated: bool
+    flags: tuple[Flag, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelIdentity:
     """Which weights spoke, and what to know of them: stands in every sidecar and report."""
 
@@ -269,6 +391,7 @@ class ModelIdentity:
     trained: bool
     contract: Contract
     notices: tuple[Notice, ...] = ()
+    heads: tuple[Head, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

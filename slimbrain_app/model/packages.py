@@ -5,6 +5,8 @@
     NAME/
     ├── model.safetensors       the encoder
     ├── extractor.safetensors   the temporal extractor, where there is one
+    ├── heads.safetensors       what maps embeddings to outcomes, where there is something
+    ├── heads.json              which outcomes, and how well
     ├── config.json             preset, sizes, contract, whether trained
     ├── card.md                 for people: origin, licence, what it is not for
     ├── ...                     of a trained package: its training's record
@@ -25,7 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +36,23 @@ from slimbrain_app.errors import CallRefused
 from slimbrain_app.files import TEMPORARY, sha256_of, whole_folder
 from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
+from slimbrain_app.model.package_heads import (
+    HEAD_WEIGHTS,
+    HEADS,
+    Heads,
+    read_heads,
+    write_heads,
+)
+from slimbrain_app.model.parts import (
+    NEWER,
+    check_shapes,
+    format_shape,
+    read_part,
+    refuse_part,
+    write_part,
+)
 from slimbrain_app.model.presets import CONTRACTS, PRESETS, EncoderSizes
-from slimbrain_app.records import Contract, ModelIdentity, Notice, PreparedRun
+from slimbrain_app.records import Contract, Head, ModelIdentity, Notice, PreparedRun
 
 MODEL = "model.safetensors"
 EXTRACTOR = "extractor.safetensors"
@@ -45,10 +62,6 @@ CHECKSUMS = "checksums.json"
 # SHA-256 of the BOLD files that the weights, or decisions about them, were drawn from: no names.
 SEEN = "seen.json"
 CHECKPOINTS = "checkpoints"
-
-_FLOATS = ("F32", "F16", "BF16")
-_AGAIN = "copy or make the package again"
-_NEWER = "use the release of SlimBrain that made the package, or a later one"
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -81,6 +94,7 @@ class Package:
     folder: Path
     sha256: str
     config: Config
+    heads: tuple[Head, ...] = ()
 
     @property
     def contract(self) -> Contract:
@@ -107,11 +121,12 @@ class Package:
             trained=self.trained,
             contract=self.contract,
             notices=_list_notices(self.config),
+            heads=self.heads,
         )
 
 
 def load_package(name_or_folder: str | Path, search: Sequence[Path] = ()) -> Package:
-    """Find a package and check all of it but the values of its weights.
+    """Find a package and check all of it but the values of the networks' weights.
 
     Parameters
     ----------
@@ -131,17 +146,21 @@ def load_package(name_or_folder: str | Path, search: Sequence[Path] = ()) -> Pac
     digests = _check_files(folder)
     config = _read_config(folder)
     if (EXTRACTOR in digests) != (config.extractor is not None):
-        raise _bad(folder / CONFIG, f"sizes of an extractor and {EXTRACTOR}", "only one", _AGAIN)
+        raise refuse_part(folder / CONFIG, f"sizes of an extractor and {EXTRACTOR}", "only one")
+    if (HEADS in digests) != (HEAD_WEIGHTS in digests):
+        raise refuse_part(folder / HEADS, f"{HEADS} and {HEAD_WEIGHTS}", "only one")
     with torch.device("meta"):
         _check_tensors(folder / MODEL, Encoder(config.encoder))
         if config.extractor is not None:
             _check_tensors(folder / EXTRACTOR, TemporalExtractor(config.extractor))
-    return Package(
+    package = Package(
         name=folder.name,
         folder=folder,
         sha256=digest_package(digests),
         config=config,
     )
+    heads = load_heads(package)
+    return replace(package, heads=heads.heads) if heads else package
 
 
 def load_encoder(package: Package, device: torch.device | str = "cpu") -> Encoder:
@@ -162,12 +181,26 @@ def load_extractor(
     return _load_weights(extractor, package.folder / EXTRACTOR, device)
 
 
+def load_heads(package: Package) -> Heads | None:
+    """Return the package's heads, or None if it has none.
+
+    Raises
+    ------
+    CallRefused
+        ``package-bad``.
+    """
+    if not (package.folder / HEADS).exists():
+        return None
+    return read_heads(package.folder, package.config.encoder.embedding_width)
+
+
 def save_package(
     folder: Path,
     config: Config,
     encoder: Encoder,
     extractor: TemporalExtractor | None = None,
     *,
+    heads: Heads | None = None,
     card: str,
     records: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
@@ -185,12 +218,13 @@ def save_package(
         Its sizes must be those of the networks.
     encoder : Encoder
     extractor : TemporalExtractor, optional
+    heads : Heads, optional
     card : str
         Markdown for people: origin, licence, what the package is not for.
     records : mapping of str to str, optional
         More text files by name, such as the training's log and `describe_seen`.
     dtype : torch.dtype
-        In which weights are stored; they are computed with in float32.
+        In which the networks' weights are stored; they are computed with in float32.
 
     Raises
     ------
@@ -203,18 +237,21 @@ def save_package(
     if config.encoder != encoder.sizes or config.extractor != (extractor and extractor.sizes):
         raise ValueError("the sizes in the configuration are not those of the networks")
     texts = {CARD: card, **(records or {})}
-    if len(texts) <= len(records or {}) or texts.keys() & {*networks, CONFIG, CHECKSUMS}:
+    taken = {*networks, HEADS, HEAD_WEIGHTS, CONFIG, CHECKSUMS}
+    if len(texts) <= len(records or {}) or texts.keys() & taken:
         raise ValueError("a record has the name of another part of the package")
     _check_replaceable(folder)
     training = folder / CHECKPOINTS
     with whole_folder(training / "package" if training.is_dir() else folder) as temporary:
         for name, network in networks.items():
             _save_weights(network, temporary / name, dtype)
-        _write_json(temporary / CONFIG, asdict(config))
+        if heads is not None:
+            write_heads(temporary, heads, config.encoder.embedding_width)
+        write_part(temporary / CONFIG, asdict(config))
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
         digests = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
-        _write_json(temporary / CHECKSUMS, digests)
+        write_part(temporary / CHECKSUMS, digests)
     if training.is_dir():
         _end_training(folder)
     return load_package(folder)
@@ -257,12 +294,14 @@ def copy_package(
         As of `save_package`.
     """
     source = package.folder
-    records = read_checksums(source).keys() - {MODEL, EXTRACTOR, CONFIG, CARD}
+    parts = {MODEL, EXTRACTOR, HEADS, HEAD_WEIGHTS, CONFIG, CARD}
+    records = read_checksums(source).keys() - parts
     return save_package(
         folder,
         replace(package.config, caution=caution or package.config.caution),
         load_encoder(package),
         load_extractor(package),
+        heads=load_heads(package),
         card=(source / CARD).read_text(encoding="utf-8") if card is None else card,
         records={name: (source / name).read_text(encoding="utf-8") for name in records},
         dtype=dtype,
@@ -279,16 +318,16 @@ def read_checksums(folder: Path) -> dict[str, str]:
     """
     file = folder / CHECKSUMS
     if not file.is_file():
-        raise _bad(file, "the checksums of a whole package", "none", _AGAIN)
+        raise refuse_part(file, "the checksums of a whole package", "none")
     try:
         digests = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise _bad(file, "JSON", str(error), _AGAIN) from error
+        raise refuse_part(file, "JSON", str(error)) from error
     plain = isinstance(digests, dict) and all(
         isinstance(digest, str) and Path(name).name == name for name, digest in digests.items()
     )
     if not plain:
-        raise _bad(file, "file names with their SHA-256", "something else", _AGAIN)
+        raise refuse_part(file, "file names with their SHA-256", "something else")
     return dict(digests)
 
 
@@ -410,8 +449,8 @@ def _end_training(folder: Path) -> None:
     made, spent = folder / CHECKPOINTS / "package", folder / f"{TEMPORARY}{CHECKPOINTS}"
     names = [*sorted({file.name for file in made.iterdir()} - {CHECKSUMS}), CHECKSUMS]
     (folder / CHECKSUMS).unlink(missing_ok=True)
-    for weights in folder.glob("*.safetensors"):
-        weights.unlink()
+    for part in (*folder.glob("*.safetensors"), folder / HEADS):
+        part.unlink(missing_ok=True)
     for name in names:
         (made / name).replace(folder / name)
     shutil.rmtree(spent, ignore_errors=True)
@@ -426,80 +465,42 @@ def _bold_digests(prepared: PreparedRun) -> set[str]:
 def _check_files(folder: Path) -> dict[str, str]:
     """Return the stated checksums after holding every file against its own."""
     digests = read_checksums(folder)
-    unlisted = {MODEL, CONFIG, CARD, *(file.name for file in folder.glob("*.safetensors"))}
-    unlisted -= digests.keys()
+    present = {file.name for file in (*folder.glob("*.safetensors"), *folder.glob(HEADS))}
+    unlisted = {MODEL, CONFIG, CARD, *present} - digests.keys()
     if unlisted:
         found = f"none of {', '.join(sorted(unlisted))}"
-        raise _bad(folder / CHECKSUMS, "checksums of all parts and weights", found, _AGAIN)
+        raise refuse_part(folder / CHECKSUMS, "checksums of all parts and weights", found)
     for name, stated in digests.items():
         try:
             found = sha256_of(folder / name)
         except OSError as error:
             found = error.strerror or str(error)
         if found != stated:
-            raise _bad(folder / name, f"SHA-256 {stated}", found, _AGAIN)
+            raise refuse_part(folder / name, f"SHA-256 {stated}", found)
     return digests
 
 
 def _read_config(folder: Path) -> Config:
     """Read a configuration whose contract and sizes are understood and agree."""
-    from pydantic import TypeAdapter, ValidationError
-
     file = folder / CONFIG
-    try:
-        config = TypeAdapter(Config).validate_json(file.read_bytes(), strict=True)
-    except ValidationError as error:
-        faults = [
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
-            for fault in error.errors(include_url=False)
-        ]
-        raise _bad(file, "known keys with known values", "; ".join(faults), _NEWER) from error
+    config = read_part(file, Config)
     contract, encoder = config.contract, config.encoder
     # What a package may choose; all else is fixed for this release.
     known = Contract(
         frame_time=contract.frame_time, frames=contract.frames, channels=contract.channels
     )
     if contract != known or not contract.frame_time > 0:
-        raise _bad(file, f"a contract like {Contract()}", str(contract), _NEWER)
+        raise refuse_part(file, f"a contract like {Contract()}", str(contract), NEWER)
     wanted = (len(contract.channels), contract.frames, *contract.shape)
     if wanted != (encoder.channels, *encoder.shape):
-        found = _shape((encoder.channels, *encoder.shape))
-        raise _bad(file, f"an encoder for an input of {_shape(wanted)}", found, _AGAIN)
+        found = format_shape((encoder.channels, *encoder.shape))
+        raise refuse_part(file, f"an encoder for an input of {format_shape(wanted)}", found)
     return config
 
 
 def _check_tensors(file: Path, network: nn.Module) -> None:
-    """Hold the names and shapes in a file against those of a network, both ways."""
-    wanted = {name: _shape(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = _read_shapes(file)
-    faults = [
-        f"{name}: {found.get(name, 'none')} for {wanted.get(name, 'none')}"
-        for name in sorted(wanted.keys() | found.keys())
-        if wanted.get(name) != found.get(name)
-    ]
-    if faults:
-        shown = "; ".join(faults[:5]) + ("; and more" if len(faults) > 5 else "")
-        expected = f"the {len(wanted)} tensors that the sizes in {CONFIG} call for"
-        raise _bad(file, expected, shown, _AGAIN)
-
-
-def _read_shapes(file: Path) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
-    shapes = {}
-    try:
-        with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118
-                tensor = stored.get_slice(name)
-                kind = "" if tensor.get_dtype() in _FLOATS else tensor.get_dtype() + " "
-                shapes[name] = kind + _shape(tensor.get_shape())
-    except SafetensorError as error:
-        raise _bad(file, "a safetensors file", str(error), _AGAIN) from error
-    return shapes
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    check_shapes(file, wanted, f"the {len(wanted)} tensors that the sizes in {CONFIG} call for")
 
 
 def _load_weights(network: Network, file: Path, device: torch.device | str) -> Network:
@@ -522,14 +523,6 @@ def _save_weights(network: nn.Module, file: Path, dtype: torch.dtype) -> None:
     file.write_bytes(save(weights))
 
 
-def _write_json(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _bad(file: Path, expected: str, found: str, advice: str) -> CallRefused:
-    return CallRefused("package-bad", file=file, expected=expected, found=found, advice=advice)
-
-
 def _untrained_card(name: str, config: Config) -> str:
     contract, encoder = config.contract, config.encoder
     return f"""# {name}
@@ -542,7 +535,7 @@ biases 0, norms the identity. No data of any person went into them.
 | --- | --- |
 | preset | {config.preset} |
 | time | {contract.frames} frames of {contract.frame_time:g} s |
-| space | {contract.space}, {_shape(contract.shape)} voxels of {contract.voxel_size:g} mm |
+| space | {contract.space}, {format_shape(contract.shape)} voxels of {contract.voxel_size:g} mm |
 | channels | {", ".join(contract.channels)} |
 | embedding | {encoder.embedding_width} values |
 | licence | Apache-2.0, as SlimBrain's code |

@@ -1,0 +1,148 @@
+"""Heads in a model package: ``heads.json`` says whom they tell, ``heads.safetensors`` how.
+
+For each head ``OUTCOME.weight`` (outputs, width) and ``OUTCOME.bias`` (outputs,), for raw
+embeddings; for all of them ``reference.mean`` (width,), ``reference.precision`` (width, width) and
+``reference.limit`` (1,). All are float32. None of it needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimbrain_app.model.parts import check_shapes, read_part, refuse_part, write_part
+from slimbrain_app.records import Head
+
+HEADS = "heads.json"
+HEAD_WEIGHTS = "heads.safetensors"
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """Where embeddings of the people that heads were fitted to lie.
+
+    Attributes
+    ----------
+    mean : ndarray, float32, shape (width,)
+    precision : ndarray, float32, shape (width, width)
+    limit : float
+        An embedding e is out of distribution if (e - mean)' precision (e - mean) is above.
+    """
+
+    mean: Floats
+    precision: Floats
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Heads:
+    """The heads of a package.
+
+    Attributes
+    ----------
+    heads : tuple of Head
+        Each for another outcome.
+    weights, biases : mapping of str to ndarray
+        By outcome: float32, shape (outputs, width) and (outputs,), for raw embeddings.
+    reference : Reference
+    """
+
+    heads: tuple[Head, ...]
+    weights: Mapping[str, Floats]
+    biases: Mapping[str, Floats]
+    reference: Reference
+
+
+def fold_scaling(
+    weight: NDArray[np.floating],
+    bias: NDArray[np.floating],
+    mean: NDArray[np.floating],
+    scale: NDArray[np.floating],
+) -> tuple[Floats, Floats]:
+    """Return weight and bias for raw embeddings, given those for standardised ones.
+
+    Parameters
+    ----------
+    weight : ndarray, shape (outputs, width)
+    bias : ndarray, shape (outputs,)
+    mean, scale : ndarray, shape (width,)
+        Standardised is ``(embedding - mean) / scale``.
+    """
+    raw = weight / scale
+    return raw.astype(np.float32), (bias - raw @ mean).astype(np.float32)
+
+
+def write_heads(folder: Path, heads: Heads, width: int) -> None:
+    """Write both files into a folder that nobody reads yet.
+
+    Raises
+    ------
+    ValueError
+        If they do not fit together, or to embeddings of ``width`` values, or are not finite.
+    """
+    from safetensors.numpy import save
+
+    tensors = {
+        **{f"{outcome}.weight": values for outcome, values in heads.weights.items()},
+        **{f"{outcome}.bias": values for outcome, values in heads.biases.items()},
+        "reference.mean": heads.reference.mean,
+        "reference.precision": heads.reference.precision,
+        "reference.limit": np.array([heads.reference.limit]),
+    }
+    if {name: values.shape for name, values in tensors.items()} != _list_shapes(heads.heads, width):
+        raise ValueError("the shapes of the heads are not those of their outcomes and the encoder")
+    if not all(np.isfinite(values).all() for values in tensors.values()):
+        raise ValueError("the heads are not finite")
+    stored = {name: np.ascontiguousarray(values, np.float32) for name, values in tensors.items()}
+    (folder / HEAD_WEIGHTS).write_bytes(save(stored))
+    write_part(folder / HEADS, [asdict(head) for head in heads.heads])
+
+
+def read_heads(folder: Path, width: int) -> Heads:
+    """Read the heads of a package whose embeddings have ``width`` values.
+
+    Raises
+    ------
+    CallRefused
+        ``package-bad`` if a head is not understood, or a tensor missing, of another shape or not
+        finite.
+    """
+    from safetensors.numpy import load_file
+
+    described, file = read_part(folder / HEADS, tuple[Head, ...]), folder / HEAD_WEIGHTS
+    outcomes = [head.outcome for head in described]
+    if not outcomes or len(set(outcomes)) < len(outcomes):
+        found = ", ".join(outcomes) or "none"
+        raise refuse_part(folder / HEADS, "a head for each of its outcomes", found)
+    check_shapes(file, _list_shapes(described, width), f"what {HEADS} calls for", ["F32"])
+    tensors = load_file(file)
+    if bad := [name for name, values in tensors.items() if not np.isfinite(values).all()]:
+        raise refuse_part(file, "finite numbers", f"others in {', '.join(sorted(bad))}")
+    return Heads(
+        heads=described,
+        weights={outcome: tensors[f"{outcome}.weight"] for outcome in outcomes},
+        biases={outcome: tensors[f"{outcome}.bias"] for outcome in outcomes},
+        reference=Reference(
+            tensors["reference.mean"],
+            tensors["reference.precision"],
+            float(tensors["reference.limit"][0]),
+        ),
+    )
+
+
+def _list_shapes(heads: tuple[Head, ...], width: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "reference.mean": (width,),
+        "reference.precision": (width, width),
+        "reference.limit": (1,),
+    }
+    for head in heads:
+        shapes[f"{head.outcome}.weight"] = (head.outputs, width)
+        shapes[f"{head.outcome}.bias"] = (head.outputs,)
+    return shapes
