@@ -147,16 +147,16 @@ def train_on_fresh_windows(objective, networks, steps):
 
 
 def test_joint_embedding_prediction_beats_a_constant_does_not_collapse_and_serves_a_probe():
-    networks = Networks(MINUTE, networks=2, noise=1.0)
+    networks = Networks(MINUTE, networks=2, noise=2.0)
     encoder = Encoder(MINUTE, seed=0)
     untrained = probe(encoder, networks)
     jepa = Jepa(encoder, JepaSettings(predictor=NARROW), seed=1)
     readings = watch(jepa, train_on_fresh_windows(jepa, networks, 400))
     first, last = readings[0], readings[-1]
-    assert last.over_constant < 0.9
+    assert last.over_constant < 0.96
     assert last.median_spread > 0.5 * first.median_spread
     assert last.cell_rank > 0.3 * MINUTE.embedding_width
-    assert probe(jepa.trained, networks) > untrained + 0.05
+    assert probe(jepa.trained, networks) > untrained + 0.2
 
 
 def test_masked_autoencoding_beats_a_constant_and_serves_a_probe():
