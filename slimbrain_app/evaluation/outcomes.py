@@ -151,22 +151,18 @@ def read_phenotype(file: Path) -> Phenotype:
         ``no-outcome`` if the table or its sidecar can't be read, has no column ``participant_id``
         or no row, a row without a participant, or one with other cells than the header.
     """
-    table = _read_cells(file)
-    if not table:
-        raise _unreadable(file, f"a header with {KEY}", "an empty file")
-    columns = table[0][1]
+    (_, columns), *table = _read_cells(file) or [(1, ())]
     if columns.count(KEY) != 1:
-        found = f"the columns {_list_some([*map(shorten, columns)])}"
+        found = f"the columns {_list_some([*map(shorten, columns)]) or 'of an empty file'}"
         raise _unreadable(file, f"one column {KEY}", found)
-    filled = [(number, cells) for number, cells in table[1:] if any(cells)]
-    if not filled:
+    if not table:
         raise _unreadable(file, "a row for each person", "nothing below the header")
-    ragged = [f"{len(cells)} in row {row}" for row, cells in filled if len(cells) != len(columns)]
+    ragged = [f"{len(cells)} in row {row}" for row, cells in table if len(cells) != len(columns)]
     if ragged:
         expected = f"{len(columns)} cells in each row, as in the header"
         raise _unreadable(file, expected, _list_some(ragged))
     key = columns.index(KEY)
-    rows = [Row(number, cells[key].removeprefix("sub-"), cells) for number, cells in filled]
+    rows = [Row(number, cells[key].removeprefix("sub-"), cells) for number, cells in table]
     nameless = [str(row.number) for row in rows if _is_missing(row.person)]
     if nameless:
         raise _unreadable(file, f"a {KEY} in each row", f"none in row {_list_some(nameless)}")
@@ -231,7 +227,7 @@ def take_outcomes(
 
 
 def _read_cells(file: Path) -> list[tuple[int, tuple[str, ...]]]:
-    """Return the rows that aren't blank, with their numbers."""
+    """Return the rows that have any text, with their numbers."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -246,7 +242,7 @@ def _read_cells(file: Path) -> list[tuple[int, tuple[str, ...]]]:
         return [
             (number, tuple(cell.strip() for cell in cells))
             for number, cells in enumerate(lines, 1)
-            if cells
+            if any(map(str.strip, cells))
         ]
     except csv.Error as error:
         raise _unreadable(file, "rows of cells", f"{error}, near line {lines.line_num}") from error

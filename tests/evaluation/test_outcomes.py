@@ -189,7 +189,10 @@ def test_kind_does_not_change_with_who_has_runs(folder):
 def test_units_and_levels_are_the_sidecars(folder):
     sidecar = {
         "age": {"Units": "years"},
-        "sex": {"Levels": {"F": "female", "M": {"Description": "male"}, "O": "other"}},
+        "sex": {
+            "Units": "letters",
+            "Levels": {"F": "female", "M": {"Description": "male"}, "O": "other"},
+        },
     }
     phenotype = write_table(folder, {"age": [1, 2, 3, 4], "sex": ["F", "M", "M", "F"]}, sidecar)
     (age, sex), notes = take(phenotype, "age", "sex")
@@ -264,10 +267,10 @@ def test_a_mark_that_the_sidecar_describes_is_a_class_but_no_number(folder):
 
 def test_a_label_that_the_sidecar_does_not_list_is_refused(folder):
     sidecar = {"sex": {"Levels": {"F": "female", "M": "male"}}}
-    phenotype = write_table(folder, {"sex": ["F", "M", "F", "M", "m"]}, sidecar)
-    assert "none of the sidecar's levels 'F', 'M': 'm' (row 6)" in refusal_of(
-        take, phenotype, "sex"
-    )
+    phenotype = write_table(folder, {"sex": ["F", "M", "F", "m"]}, sidecar)
+    message = refusal_of(take, phenotype, "sex")
+    assert "none of the sidecar's levels 'F', 'M': 'm' (row 5)" in message
+    assert "one person" not in message
 
 
 @pytest.mark.parametrize(
@@ -353,7 +356,8 @@ def test_strangers_are_shown_with_the_nearest_labels_of_either_side(folder):
 @pytest.mark.parametrize(
     "content, part",
     [
-        (b"", "an empty file"),
+        (b"\n \n", "an empty file"),
+        (b"\nage\tsex\n", "the columns 'age', 'sex'"),
         (b"participant_id\tage\n", "nothing below the header"),
         (b"participant_id,age\n01,3\n", "'participant_id,age'"),
         (b"participant_id\tage\n01\t3\n02\n", "1 in row 3"),
