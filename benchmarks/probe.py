@@ -23,14 +23,15 @@ import numpy as np
 import pandas as pd
 from nilearn.connectome import ConnectivityMeasure
 
-from slimbrain_app.evaluation.probe import (
-    Difference,
-    Outcome,
+from slimbrain_app.evaluation.judging import (
     Score,
+    answer_left_out,
     compare_answers,
-    predict_left_out,
     score_answers,
 )
+from slimbrain_app.evaluation.metrics import list_metrics
+from slimbrain_app.evaluation.outcomes import Outcome
+from slimbrain_app.evaluation.splits import cut_repeatedly
 
 RUNS = "sub-*/**/*_stat-mean_desc-slimbrain_embeddings.tsv"
 # An outcome of numbers with no more values than this is one of classes.
@@ -110,20 +111,19 @@ def take_outcome(people: pd.DataFrame, name: str, site: str) -> Outcome:
 def print_outcome(
     outcome: Outcome, features: Mapping[str, pd.DataFrame], repeats: int, seed: int
 ) -> None:
-    metric = outcome.metric
+    metric, parts = list_metrics(outcome)[0], cut_repeatedly(outcome, 5, repeats, seed)
     first, *others = (
-        predict_left_out(table.to_numpy(float), outcome, metric, 5, repeats, seed)
-        for table in features.values()
+        answer_left_out(table.to_numpy(float), outcome, parts, seed) for table in features.values()
     )
-    scores = [score_answers(outcome, metric, answers, seed) for answers in (first, *others)]
-    gains = [compare_answers(outcome, metric, first, answers, seed) for answers in others]
+    scores = [score_answers(outcome, answers, metric, seed) for answers in (first, *others)]
+    gains = [compare_answers(outcome, first, answers, metric, seed) for answers in others]
     told = " | ".join(describe(score) for score in scores)
     print(f"| {outcome.name}: {metric} | {len(outcome.people)} | {told} |")
     told = " | ".join(describe(gain, "+") for gain in gains)
     print(f"| above {next(iter(features))} | | | {told} |", flush=True)
 
 
-def describe(found: Score | Difference, sign: str = "") -> str:
+def describe(found: Score, sign: str = "") -> str:
     return f"{found.value:{sign}.3f} [{found.lower:{sign}.3f}, {found.upper:{sign}.3f}]"
 
 

@@ -26,7 +26,6 @@ from slimbrain_app.errors import CallRefused
 
 Integers = NDArray[np.int64]
 Kind = Literal["class", "number"]
-Metric = Literal["AUROC", "balanced accuracy", "r", "R2"]
 Value = str | float
 
 KEY = "participant_id"
@@ -75,13 +74,6 @@ class Outcome:
     @property
     def classes(self) -> NDArray[Any]:
         return np.unique(self.values)
-
-    @property
-    def metric(self) -> Metric:
-        """The area under the ROC curve, balanced accuracy from three classes on, or Pearson's r."""
-        if self.kind == "number":
-            return "r"
-        return "AUROC" if len(self.classes) == 2 else "balanced accuracy"
 
     def take(self, rows: Integers) -> Outcome:
         """Return the outcome of some people."""

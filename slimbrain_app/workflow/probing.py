@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimbrain_app.embedding import View, embed_views
-from slimbrain_app.evaluation.probe import Outcome, Score, identify_runs, probe_outcome
+from slimbrain_app.evaluation.judging import Score, identify_people
+from slimbrain_app.evaluation.outcomes import Outcome
+from slimbrain_app.evaluation.probe import probe_outcome
 from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.records import Contract
 from slimbrain_app.training.corpus import Item
@@ -72,7 +74,7 @@ class Prober:
         halves = [self._embed(encoder, item) for item in self.items]
         first, second = (np.stack([half[place] for half in halves]) for place in (0, 1))
         if len(self.items) >= _FEWEST_RUNS:
-            yield _describe(identify_runs(first, second), step, pass_)
+            yield _describe(identify_people(first, second, "run identity"), step, pass_)
         if len(self._list_sites()) > 1:
             yield _describe(self._probe_site((first + second) / 2), step, pass_)
 
