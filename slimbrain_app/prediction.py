@@ -5,18 +5,35 @@ Sums are numpy's own, whose rounding doesn't depend on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slimbrain_app.records import Flag, Head, Prediction
+from slimbrain_app.records import Flag, Head, Notice, Prediction
 
 if TYPE_CHECKING:
     from slimbrain_app.model.package_heads import Heads, Reference
+    from slimbrain_app.model.packages import Package
 
 Floats = NDArray[np.float64]
+
+
+def predict_by_package(
+    package: Package, embedding: NDArray[np.floating], notices: Iterable[Notice]
+) -> tuple[Prediction, ...]:
+    """Return what a package's heads say of an embedding (width,); nothing if it has none.
+
+    ``notices`` are those of the runs that were embedded.
+    """
+    from slimbrain_app.model.packages import load_heads
+
+    heads = load_heads(package)
+    if heads is None:
+        return ()
+    seen = any(notice.code == "seen-in-training" for notice in notices)
+    return predict(heads, embedding, trained=package.trained, seen=seen)
 
 
 def predict(

@@ -185,9 +185,10 @@ class PreparedRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
-    """A prepared run to train on: which dataset, participant and run, and from which site.
+    """A prepared run of a group: which dataset, participant and run, and from which site.
 
-    The same label in two datasets is taken for two people.
+    The same label in two datasets is taken for two people. ``confounds`` is the run's table, where
+    it is at hand.
     """
 
     dataset: str
@@ -195,6 +196,7 @@ class Recording:
     run: str
     prepared: PreparedRun
     site: str | None = None
+    confounds: Path | None = None
 
     @property
     def person(self) -> str:
@@ -349,6 +351,15 @@ class Head:
     def outputs(self) -> int:
         """How many numbers the head computes: one, or as many as there are classes from three."""
         return len(self.classes) if len(self.classes) > 2 else 1
+
+    @property
+    def performance(self) -> str:
+        """How well it tells people left out, in words."""
+        if self.score is None:
+            return "how well it tells people left out is unknown"
+        score = self.score
+        interval = f"95 % interval {score.lower:.2f} to {score.upper:.2f}"
+        return f"{score.metric} {score.value:.2f} for people left out, {interval} ({score.scheme})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,3 +27,46 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = SimulationSettings(participants=2, volumes=40, voxel_size=6.0)
     simulate_dataset(folder, settings)
     return folder
+
+
+@pytest.fixture(scope="session")
+def headed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped package with heads of random weights: a number, two classes, three classes."""
+    import numpy as np
+
+    from slimbrain_app.model.package_heads import Heads, Reference
+    from slimbrain_app.model.packages import load_encoder, load_package, save_package
+    from slimbrain_app.records import Calibration, Head
+
+    tiny = load_package("tiny")
+    width = tiny.config.encoder.embedding_width
+    draw = np.random.default_rng(0)
+    quantiles = tuple(np.linspace(0, 1, 101))
+    heads = (
+        Head(outcome="age", kind="number", people=30, units="years", margin=9.5),
+        Head(
+            outcome="sex",
+            kind="class",
+            people=30,
+            classes=("F", "M"),
+            levels={"F": "female", "M": "male"},
+            calibration=Calibration(slope=0.8, intercept=0.1),
+            quantiles=quantiles,
+        ),
+        Head(outcome="site", kind="class", people=30, classes=("a", "b", "c")),
+    )
+    shapes = {head.outcome: (head.outputs, width) for head in heads}
+    folder = tmp_path_factory.mktemp("packages") / "headed"
+    save_package(
+        folder,
+        tiny.config,
+        load_encoder(tiny),
+        heads=Heads(
+            heads=heads,
+            weights={name: 0.2 * draw.standard_normal(shape) for name, shape in shapes.items()},
+            biases={name: draw.standard_normal(shape[0]) for name, shape in shapes.items()},
+            reference=Reference(np.zeros(width), np.eye(width), 1e6),
+        ),
+        card="# headed",
+    )
+    return folder

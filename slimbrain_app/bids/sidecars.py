@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from slimbrain_app.files import sha256_of
-from slimbrain_app.records import Embedding, ModelIdentity, PreparedRun, RankedRun, Run
+from slimbrain_app.records import (
+    Embedding,
+    Flag,
+    Head,
+    ModelIdentity,
+    PreparedRun,
+    RankedRun,
+    Run,
+)
 from slimbrain_app.settings import ParticipantSettings
 
 LINK = "preprocessed"
@@ -20,6 +28,11 @@ MASK: Mapping[str, Any] = {
     "Description": "Brain voxels that were encoded, on the model grid",
     "Type": "Brain",
 }
+FLAGS: Mapping[Flag, str] = {
+    "untrained": "The encoder's weights have not learned from any data",
+    "seen-in-training": "Weights were fitted to a run of this person, or chosen by it",
+    "out-of-distribution": "The embedding lies apart from those of the people fitted to",
+}
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "onset": {"Description": "Start, from the first volume of the source", "Units": "s"},
     "duration": {"Description": "Length", "Units": "s"},
@@ -29,6 +42,19 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "censored_frames": {"Description": "Frames above the framewise displacement threshold"},
     "window": {"Description": "Row of the window in the table of windows, from 0"},
     "view": {"Description": "Number of the view of its window, from 0"},
+    "outcome": {"Description": "What is predicted"},
+    "level": {"Description": "Class that the row is about; n/a for a number"},
+    "value": {"Description": "The number predicted, or the probability of the class"},
+    "lower": {"Description": "Lower end of a 90 % interval of the number"},
+    "upper": {"Description": "Upper end of a 90 % interval of the number"},
+    "percentile": {
+        "Description": "Place of the value among those told of the people fitted to, each left out",
+        "Units": "%",
+    },
+    "calibrated": {
+        "Description": "Whether people left out say how far to trust the probability or interval"
+    },
+    "flag": {"Description": "Why not to trust the value, separated by commas"},
 }
 
 
@@ -41,9 +67,16 @@ class Provenance:
     software: Mapping[str, str]
 
 
-def describe_columns(columns: Iterable[str]) -> dict[str, Any]:
-    """Return description and units of each column; ``e0000`` and on are the embedding's."""
-    return {column: dict(COLUMNS.get(column) or _describe_dimension(column)) for column in columns}
+def describe_columns(columns: Iterable[str], heads: Sequence[Head] = ()) -> dict[str, Any]:
+    """Return description and units of each column; ``e0000`` and on are the embedding's.
+
+    ``heads`` are those that the columns of predictions are made by.
+    """
+    more = _describe_predictions(heads)
+    return {
+        column: {**(COLUMNS.get(column) or _describe_dimension(column)), **more.get(column, {})}
+        for column in columns
+    }
 
 
 def describe_run(
@@ -54,21 +87,12 @@ def describe_run(
     provenance: Provenance,
 ) -> dict[str, Any]:
     """Return what every sidecar of a run says: sources, model, settings and quality figures."""
-    settings = provenance.settings
     notices = (*run.notices, *prepared.notices, *ranked.notices)
     return {
         "Sources": [_uri(run, path) for path in run.sources],
         "SpatialReference": TEMPLATE,
-        "Model": describe_model(provenance.model),
-        "Settings": {
-            "prepare": asdict(settings.prepare),
-            "rank": asdict(settings.rank),
-            "encode": asdict(settings.encode),
-        },
-        "SettingsFingerprint": settings.fingerprint(),
-        "Seed": settings.seed,
+        **describe_call(provenance),
         "Device": embedding.device,
-        "Software": dict(provenance.software),
         "InputChecksums": _describe_inputs(run, dict(prepared.checksums)),
         "RepetitionTime": prepared.tr,
         "RepetitionTimeOrigin": run.repetition_time.origin,
@@ -86,6 +110,22 @@ def describe_run(
         "ReplacedValues": prepared.replaced_values,
         "RankingMethod": ranked.method,
         "Warnings": [asdict(notice) for notice in notices],
+    }
+
+
+def describe_call(provenance: Provenance) -> dict[str, Any]:
+    """Return what every sidecar of a call says: model, settings and software."""
+    settings = provenance.settings
+    return {
+        "Model": describe_model(provenance.model),
+        "Settings": {
+            "prepare": asdict(settings.prepare),
+            "rank": asdict(settings.rank),
+            "encode": asdict(settings.encode),
+        },
+        "SettingsFingerprint": settings.fingerprint(),
+        "Seed": settings.seed,
+        "Software": dict(provenance.software),
     }
 
 
@@ -110,6 +150,31 @@ def inputs_agree(run: Run, known: Mapping[str, Any]) -> bool:
 
 def _describe_dimension(column: str) -> dict[str, str]:
     return {"Description": f"Dimension {int(column[1:])} of the embedding", "Units": "arbitrary"}
+
+
+def _describe_predictions(heads: Sequence[Head]) -> dict[str, Any]:
+    """Return what columns of predictions say besides, by these heads."""
+    units = {head.outcome: head.units or "unknown" for head in heads if head.kind == "number"}
+    units |= {head.outcome: "probability" for head in heads if head.kind == "class"}
+    told = {"Units": ", ".join(f"{unit} ({outcome})" for outcome, unit in units.items())}
+    levels: dict[str, list[str]] = {}
+    for head in heads:
+        for level in head.classes:
+            levels.setdefault(level, []).append(f"{head.outcome}: {head.levels.get(level, level)}")
+    return {
+        "outcome": {
+            "Levels": {
+                head.outcome: f"fitted to {head.people} people; {head.performance}"
+                for head in heads
+            }
+        },
+        "level": {"Levels": {level: ", ".join(meanings) for level, meanings in levels.items()}},
+        "value": told,
+        "lower": told,
+        "upper": told,
+        "calibrated": {"Levels": {"yes": "They do", "no": "They don't"}},
+        "flag": {"Levels": dict(FLAGS)},
+    }
 
 
 def _describe_inputs(run: Run, checksums: Mapping[str, str]) -> dict[str, Any]:

@@ -350,7 +350,7 @@ def note_seen(package: Package, prepared: PreparedRun) -> tuple[Notice, ...]:
         Notice(
             code="seen-in-training",
             message="the model's weights were trained on this run, or chosen by it: what is found "
-            "in its embedding says nothing of runs that the model hasn't seen",
+            "in its embedding, or predicted, says nothing of runs that the model hasn't seen",
         ),
     )
 

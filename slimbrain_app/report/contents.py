@@ -12,6 +12,7 @@ from slimbrain_app.records import (
     Embedding,
     ModelIdentity,
     Notice,
+    Prediction,
     PreparedRun,
     RankedRun,
     RepetitionTime,
@@ -43,6 +44,8 @@ class ReportedRun:
         Embeddings of single views, selected windows best first, where they are still at hand.
     mean_image, mask : ndarray, shape (96, 96, 96), or None
         Mean over time and brain mask on the model grid, where they are still at hand.
+    predictions : tuple of Prediction
+        By heads of the call's own package.
     done_before : bool
         An earlier call has done this run. Its figures are taken over where they are there.
     """
@@ -69,6 +72,7 @@ class ReportedRun:
     checksums: tuple[tuple[str, str], ...]
     mean_image: NDArray[np.float32] | None
     mask: NDArray[np.bool_] | None
+    predictions: tuple[Prediction, ...] = ()
     done_before: bool = False
 
     @classmethod
@@ -81,6 +85,7 @@ class ReportedRun:
         *,
         mean_image: NDArray[np.float32],
         mask: NDArray[np.bool_],
+        predictions: tuple[Prediction, ...] = (),
     ) -> ReportedRun:
         """Collect what the steps of this call have said of a run."""
         return cls(
@@ -106,6 +111,7 @@ class ReportedRun:
             checksums=prepared.checksums,
             mean_image=mean_image,
             mask=mask,
+            predictions=predictions,
         )
 
     @property

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from slimbrain_app.records import Contract, ModelIdentity
+from slimbrain_app.records import Contract, Head, ModelIdentity
 from slimbrain_app.settings import ParticipantSettings, Prepare, PretrainSettings, Rank
 
 if TYPE_CHECKING:
@@ -170,7 +170,18 @@ def _describe_encoding(settings: ParticipantSettings, model: ModelIdentity) -> s
         f"{inputs} was encoded by the four-dimensional hierarchical vision transformer (Ryali et "
         f"al., 2023) of SLIM-Brain (Wang et al., 2025) with the model package '{model.name}' "
         f"(preset '{model.preset}', SHA-256 {model.sha256[:12]}...); the embedding of a run is the "
-        f"mean over them.{caution} The random seed was {settings.seed}."
+        f"mean over them.{caution}{_describe_heads(model.heads)} The random seed was "
+        f"{settings.seed}."
+    )
+
+
+def _describe_heads(heads: Sequence[Head]) -> str:
+    if not heads:
+        return ""
+    told = " and ".join(f"{head.outcome} (fitted to {head.people} people)" for head in heads)
+    return (
+        f" From the embedding of each run, and from a participant's mean over runs, linear heads "
+        f"of the package predicted {told}."
     )
 
 

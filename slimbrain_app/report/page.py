@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimbrain_app.bids.sidecars import FLAGS
 from slimbrain_app.errors import REASONS
 from slimbrain_app.files import write_text
-from slimbrain_app.records import Refusal
+from slimbrain_app.records import Prediction, Refusal
 from slimbrain_app.report.contents import ReportContext, ReportedRun
 from slimbrain_app.settings import write_settings
 
@@ -59,12 +60,13 @@ def write_report(
     runs: Sequence[ReportedRun],
     refused: Sequence[Refusal],
     context: ReportContext,
+    predictions: Sequence[Prediction] = (),
 ) -> None:
     """Write a participant's page to ``path``, and figures to ``<participant>/figures/`` beside it.
 
-    ``participant`` has its prefix, ``sub-01``. The figures stand in the page as well, so that it
-    can be mailed; where it would become too long for that, the last runs' figures are linked. The
-    page tells no folder of this machine.
+    ``participant`` has its prefix, ``sub-01``; ``predictions`` are made from all runs together. The
+    figures stand in the page as well, so that it can be mailed; where it would become too long for
+    that, the last runs' figures are linked. The page tells no folder of this machine.
 
     Raises
     ------
@@ -74,7 +76,7 @@ def write_report(
     output = path.parent
     folder = Path(participant) / "figures"
     drawings = {run.name: list(_draw_run(run, context, output, folder)) for run in runs}
-    page = render_page(participant, runs, refused, context, _fit_in(drawings))
+    page = render_page(participant, runs, refused, context, _fit_in(drawings), predictions)
     write_text(path, page)
 
 
@@ -84,6 +86,7 @@ def render_page(
     refused: Sequence[Refusal],
     context: ReportContext,
     drawings: Mapping[str, Sequence[Drawing]],
+    predictions: Sequence[Prediction] = (),
 ) -> str:
     """Return the page's HTML; ``drawings`` are by run name."""
     return (
@@ -98,11 +101,28 @@ def render_page(
             command=shlex.join(context.command),
             settings=write_settings(context.settings),
             drawings=drawings,
+            predictions=predictions,
+            seen=any(notice.code == "seen-in-training" for run in runs for notice in run.notices),
+            apart=_list_apart(participant, runs, predictions),
+            units={head.outcome: head.units for head in context.model.heads},
+            flags=FLAGS,
             reasons=REASONS,
             rungs=RUNGS,
             origins=ORIGINS,
         )
     )
+
+
+def _list_apart(
+    participant: str, runs: Sequence[ReportedRun], predictions: Sequence[Prediction]
+) -> list[str]:
+    """Return who, participant or run, is unlike the people that heads were fitted to."""
+    told = {participant: predictions, **{run.name: run.predictions for run in runs}}
+    return [
+        name
+        for name, several in told.items()
+        if any("out-of-distribution" in prediction.flags for prediction in several)
+    ]
 
 
 def make_environment() -> Environment:

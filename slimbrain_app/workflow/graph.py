@@ -45,7 +45,9 @@ def build_graph(participants: Sequence[Participant], call: ParticipantCall) -> L
 def build_participant(participant: Participant, call: ParticipantCall) -> pe.Workflow:
     """Lay ``prepare``, ``rank``, ``encode``, ``write`` for each run, then their ``report``."""
     graph = pe.Workflow(name=f"sub_{participant.label}")
-    report = _make_node(Report(participant=participant, call=call), "report", depth=len(MEMORY))
+    report = _make_node(
+        Report(participant=participant, call=call, states=[]), "report", depth=len(MEMORY)
+    )
     if not participant.todo:
         graph.add_nodes([report])
         return graph

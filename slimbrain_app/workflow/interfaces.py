@@ -105,10 +105,11 @@ class Rank(Step):
 
 
 class Encode(Step):
-    """Embed the selected windows."""
+    """Embed the selected windows, and predict from the run's embedding what heads tell."""
 
     def advance(self, state: RunState, call: ParticipantCall) -> RunState:
         from slimbrain_app.embedding import embed_run
+        from slimbrain_app.prediction import predict_by_package
 
         assert state.prepared is not None and state.ranked is not None
         embedding = embed_run(
@@ -118,7 +119,8 @@ class Encode(Step):
             call.provenance.settings.encode,
             call.device,
         )
-        return replace(state, embedding=embedding)
+        predictions = predict_by_package(call.package, embedding.mean, state.ranked.notices)
+        return replace(state, embedding=embedding, predictions=predictions)
 
 
 class Write(Step):
@@ -137,6 +139,7 @@ class Write(Step):
             state.embedding,
             mask_image(state.prepared),
             call.provenance,
+            state.predictions,
         )
         return replace(state, outputs=outputs)
 

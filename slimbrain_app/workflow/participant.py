@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slimbrain_app.bids.dataset import open_output
-from slimbrain_app.bids.outputs import is_current
+from slimbrain_app.bids.outputs import has_person, is_by_model, is_current, read_facts
 from slimbrain_app.bids.status import (
     has_status,
     join_status,
@@ -54,7 +54,7 @@ def carry_out(
                 locked += _list_locked(participant, refusal)
             else:
                 free.append(participant)
-        untold = [p for p in free if not _is_told(p, plan.output)]
+        untold = [p for p in free if not _is_told(p, plan)]
         if untold:
             _work_on(untold, plan, work_dir, command, watch)
         if not plan.provenance.settings.select.participants:
@@ -91,13 +91,21 @@ def _list_locked(participant: Participant, error: RunRefused) -> Iterator[RunSta
         yield RunStatus.of_refusal(refusal)
 
 
-def _is_told(participant: Participant, output: Path) -> bool:
+def _is_told(participant: Participant, plan: Plan) -> bool:
     """Whether nothing is to be done and the participant's report says all that is known now."""
-    told = {status.run: status.refusal for status in read_status(output, participant.label)}
+    told = {status.run: status.refusal for status in read_status(plan.output, participant.label)}
     known: dict[str, Refusal | None] = {run.name: None for run in participant.current}
     known |= {refusal.run: refusal for refusal in participant.refused}
-    page = output / f"sub-{participant.label}.html"
-    return not participant.todo and told == known and page.exists()
+    page = plan.output / f"sub-{participant.label}.html"
+    whole = page.exists() and _is_predicted(participant, plan)
+    return not participant.todo and told == known and whole
+
+
+def _is_predicted(participant: Participant, plan: Plan) -> bool:
+    if not plan.package.heads or has_person(plan.output, participant.label):
+        return True
+    facts = (read_facts(plan.output, run, plan.package.contract) for run in participant.current)
+    return not any(is_by_model(each, plan.provenance) for each in facts)
 
 
 def _tell(participant: Participant, output: Path, *, worked: bool) -> Iterator[RunStatus]:

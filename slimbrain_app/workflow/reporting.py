@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimbrain_app.bids.outputs import name_output, read_facts
+from slimbrain_app.bids.outputs import (
+    is_by_model,
+    name_output,
+    read_facts,
+    read_predictions,
+    write_person,
+)
 from slimbrain_app.bids.status import write_status
+from slimbrain_app.prediction import predict_by_package
 from slimbrain_app.prepare.confounds import read_confounds
 from slimbrain_app.prepare.store import mask_image, mean_image
-from slimbrain_app.records import Notice, RepetitionTime, Run, RunStatus, Window
+from slimbrain_app.records import Notice, Prediction, RepetitionTime, Run, RunStatus, Window
 from slimbrain_app.report import ReportContext, ReportedRun, write_report
 from slimbrain_app.workflow.plan import Participant
 from slimbrain_app.workflow.state import ParticipantCall, RunState
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 def report_participant(
     participant: Participant, call: ParticipantCall, states: Sequence[RunState]
 ) -> None:
-    """Write ``sub-<label>.html`` and the status file; the prepared runs are let go.
+    """Write what is predicted of a person, their page and status; prepared runs are let go.
 
     Parameters
     ----------
@@ -38,12 +45,16 @@ def report_participant(
     contract = call.package.contract
     current = [(run, read_facts(call.output, run, contract)) for run in participant.current]
     reported += [_report_current(run, facts, call) for run, facts in current]
+    reported.sort(key=lambda run: run.name)
+    runs = (*(state.run for state in done), *participant.current)
+    predictions = _predict_person(participant.label, reported, runs, call)
     write_report(
         call.output / f"sub-{participant.label}.html",
         f"sub-{participant.label}",
-        sorted(reported, key=lambda run: run.name),
+        reported,
         (*refused, *participant.refused),
         _describe_context(call),
+        predictions,
     )
     for state in states:
         if state.prepared is not None:
@@ -52,6 +63,22 @@ def report_participant(
     statuses += [_summarise_current(run, facts) for run, facts in current]
     statuses += [RunStatus.of_refusal(refusal) for refusal in participant.refused]
     write_status(call.output, participant.label, statuses)
+
+
+def _predict_person(
+    label: str, reported: Sequence[ReportedRun], runs: Sequence[Run], call: ParticipantCall
+) -> tuple[Prediction, ...]:
+    """Predict, and write, from the mean embedding of all runs that these heads were read on."""
+    told = [run for run in reported if run.predictions]
+    predictions: tuple[Prediction, ...] = ()
+    if told:
+        mean = np.stack([run.embedding for run in told]).mean(axis=0, dtype=np.float64)
+        notices = [notice for run in told for notice in run.notices]
+        predictions = predict_by_package(call.package, mean, notices)
+    by_name = {run.name: run for run in runs}
+    sources = [by_name[run.name] for run in told]
+    write_person(call.output, label, sources, predictions, call.provenance)
+    return predictions
 
 
 def _report_done(state: RunState) -> ReportedRun:
@@ -63,6 +90,7 @@ def _report_done(state: RunState) -> ReportedRun:
         state.embedding,
         mean_image=mean_image(state.prepared),
         mask=mask_image(state.prepared),
+        predictions=state.predictions,
     )
 
 
@@ -95,8 +123,17 @@ def _report_current(run: Run, facts: Any, call: ParticipantCall) -> ReportedRun:
         checksums=tuple((uri, known["SHA256"]) for uri, known in facts["InputChecksums"].items()),
         mean_image=None,
         mask=None,
+        predictions=_read_predictions(run, facts, call),
         done_before=True,
     )
+
+
+def _read_predictions(run: Run, facts: Any, call: ParticipantCall) -> tuple[Prediction, ...]:
+    # By --overwrite never, a run may be that of another model.
+    if not call.package.heads or not is_by_model(facts, call.provenance):
+        return ()
+    name = name_output(run, call.package.contract, "predictions", ".tsv")
+    return read_predictions(call.output / name)
 
 
 def _read_displacement(run: Run, facts: Any) -> tuple[float, ...] | None:

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimbrain_app.bids.sidecars import Provenance
-from slimbrain_app.records import Embedding, Notice, PreparedRun, RankedRun, Refusal, Run, RunStatus
+from slimbrain_app.records import (
+    Embedding,
+    Notice,
+    Prediction,
+    PreparedRun,
+    RankedRun,
+    Refusal,
+    Run,
+    RunStatus,
+)
 from slimbrain_app.settings import Prepare
 
 if TYPE_CHECKING:
@@ -59,6 +68,7 @@ class RunState:
     prepared: PreparedRun | None = None
     ranked: RankedRun | None = None
     embedding: Embedding | None = None
+    predictions: tuple[Prediction, ...] = ()
     outputs: tuple[str, ...] = ()
     refusal: Refusal | None = None
     spent: tuple[tuple[str, float], ...] = ()

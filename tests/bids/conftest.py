@@ -19,6 +19,7 @@ from slimbrain_app.records import (
     Embedding,
     ModelIdentity,
     Notice,
+    Prediction,
     PreparedRun,
     RankedRun,
     RepetitionTime,
@@ -39,6 +40,7 @@ class Finished:
     embedding: Embedding
     mask: np.ndarray
     provenance: Provenance
+    predictions: tuple[Prediction, ...] = ()
 
     @property
     def arguments(self) -> tuple:

@@ -11,10 +11,54 @@ import pandas as pd
 import pytest
 
 from slimbrain_app.bids.entities import parse_name
-from slimbrain_app.bids.outputs import is_current, is_whole, name_output, write_run
+from slimbrain_app.bids.outputs import (
+    has_person,
+    is_current,
+    is_whole,
+    name_output,
+    read_predictions,
+    write_person,
+    write_run,
+)
+from slimbrain_app.records import Head, HeadScore, Prediction
 from slimbrain_app.settings import Compute, Output, ParticipantSettings, Rank
 
 STEM = "sub-01/ses-a/func/sub-01_ses-a_task-rest_run-01_space-MNI152NLin2009cAsym"
+PERSON = "sub-01/sub-01_desc-slimbrain_predictions"
+AGE = Head(outcome="age", kind="number", people=41, units="years")
+SEX = Head(
+    outcome="sex",
+    kind="class",
+    people=40,
+    classes=("F", "NA"),
+    levels={"F": "female"},
+    score=HeadScore(metric="AUROC", value=0.7, lower=0.6, upper=0.8, scheme="5 folds"),
+)
+PREDICTIONS = (
+    Prediction(
+        outcome="age",
+        level=None,
+        value=31.25,
+        lower=27.5,
+        upper=35.0,
+        percentile=40.5,
+        calibrated=True,
+        flags=(),
+    ),
+    *(
+        Prediction(
+            outcome="sex",
+            level=level,
+            value=value,
+            lower=None,
+            upper=None,
+            percentile=None,
+            calibrated=False,
+            flags=("untrained", "out-of-distribution"),
+        )
+        for level, value in (("F", 0.125), ("NA", 0.875))
+    ),
+)
 
 
 def write(finished):
@@ -173,3 +217,84 @@ def test_written_twice_the_bytes_are_the_same(finished, tmp_path):
 
 def test_settings_are_told_without_the_machine(finished):
     assert ParticipantSettings().fingerprint() == finished.provenance.settings.fingerprint()
+
+
+@pytest.fixture
+def predicted(finished):
+    """The run, by a package with heads."""
+    model = replace(finished.provenance.model, heads=(AGE, SEX))
+    provenance = replace(finished.provenance, model=model)
+    return replace(finished, provenance=provenance, predictions=PREDICTIONS)
+
+
+def test_predictions_are_a_table_with_a_row_for_a_number_and_for_each_class(predicted):
+    assert f"{STEM}_desc-slimbrain_predictions.tsv" in write(predicted)
+    text = (predicted.output / f"{STEM}_desc-slimbrain_predictions.tsv").read_text()
+    assert [line.split("\t") for line in text.splitlines()] == [
+        "outcome level value lower upper percentile calibrated flag".split(),
+        "age n/a 31.25 27.5 35 40.5 yes n/a".split(),
+        "sex F 0.125 n/a n/a n/a no untrained,out-of-distribution".split(),
+        "sex NA 0.875 n/a n/a n/a no untrained,out-of-distribution".split(),
+    ]
+
+
+def test_predictions_are_read_as_they_were_written(predicted):
+    write(predicted)
+    table = predicted.output / f"{STEM}_desc-slimbrain_predictions.tsv"
+    assert read_predictions(table) == PREDICTIONS
+
+
+def test_columns_of_predictions_tell_units_classes_and_how_good_the_heads_are(predicted):
+    write(predicted)
+    facts = json.loads((predicted.output / f"{STEM}_desc-slimbrain_predictions.json").read_text())
+    for column in ("value", "lower", "upper"):
+        assert facts[column]["Units"] == "years (age), probability (sex)"
+    assert facts["level"]["Levels"] == {"F": "sex: female", "NA": "sex: NA"}
+    assert "41 people" in facts["outcome"]["Levels"]["age"]
+    assert "unknown" in facts["outcome"]["Levels"]["age"]
+    assert "AUROC 0.70" in facts["outcome"]["Levels"]["sex"]
+    assert facts["flag"]["Levels"].keys() > {flag for row in PREDICTIONS for flag in row.flags}
+    assert facts["Sources"] and facts["Model"]["SHA256"] == "f" * 64
+
+
+def test_a_run_without_its_predictions_is_not_current(predicted):
+    write(predicted)
+    assert is_current(predicted.output, predicted.run, predicted.provenance)
+    (predicted.output / f"{STEM}_desc-slimbrain_predictions.tsv").unlink()
+    assert not is_current(predicted.output, predicted.run, predicted.provenance)
+
+
+def test_predictions_go_where_a_package_without_heads_takes_over(predicted, finished):
+    write(predicted)
+    write(finished)
+    assert not list(finished.output.rglob("*predictions*"))
+    assert is_current(finished.output, finished.run, finished.provenance)
+
+
+def test_predictions_of_a_person_name_the_runs_and_their_embeddings(predicted, tmp_path):
+    write(predicted)
+    arguments = (predicted.output, "01", [predicted.run], PREDICTIONS, predicted.provenance)
+    assert not has_person(*arguments[:2])
+    write_person(*arguments)
+    assert has_person(*arguments[:2])
+    assert read_predictions(predicted.output / f"{PERSON}.tsv") == PREDICTIONS
+    facts = json.loads((predicted.output / f"{PERSON}.json").read_text())
+    assert facts["Runs"] == [predicted.run.name]
+    (source,) = facts["Sources"]
+    assert (predicted.output / source.removeprefix("bids::")).is_file()
+    columns = pd.read_csv(predicted.output / f"{PERSON}.tsv", sep="\t").columns
+    assert all(facts[column]["Description"] for column in columns)
+    assert str(tmp_path) not in (predicted.output / f"{PERSON}.json").read_text()
+
+
+def test_predictions_of_a_person_go_where_there_are_none(predicted):
+    arguments = (predicted.output, "01", [predicted.run])
+    write_person(*arguments, PREDICTIONS, predicted.provenance)
+    write_person(*arguments, (), predicted.provenance)
+    assert not has_person(predicted.output, "01")
+    assert not list(predicted.output.rglob("*predictions*"))
+
+
+def test_a_name_of_a_person_parses_back(predicted):
+    name = parse_name(Path(f"{PERSON}.tsv").name)
+    assert (name.entities, name.suffix) == ((("sub", "01"), ("desc", "slimbrain")), "predictions")

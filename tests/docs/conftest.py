@@ -64,13 +64,13 @@ def pages() -> dict[str, Page]:
 
 
 @pytest.fixture(scope="session")
-def demo(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(simulated: Path, headed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``demo/fmriprep`` and its output in ``demo/slimbrain``, all extras kept."""
     folder = tmp_path_factory.mktemp("tutorial")
     shutil.copytree(simulated, folder / "demo/fmriprep")
     command = ["slimbrain", "demo/fmriprep", "demo/slimbrain", "participant", "--nprocs", "1"]
     subprocess.run(
-        [BINARIES / command[0], *command[1:], "--save-views", "--save-prepared"],
+        [BINARIES / command[0], *command[1:], "--save-views", "--save-prepared", "--model", headed],
         cwd=folder,
         check=True,
         capture_output=True,

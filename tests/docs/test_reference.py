@@ -281,7 +281,7 @@ def test_every_key_of_the_sidecars_is_listed(pages, demo):
     rows = pages["docs/reference/outputs.md"].rows("## Sidecars")
     listed = {key for row in rows for key in spans(row[0])}
     found: set[str] = set()
-    for file in demo.glob("demo/slimbrain/sub-01/func/*.json"):
+    for file in demo.glob("demo/slimbrain/sub-01/**/*_desc-slimbrain_*.json"):
         found |= json.loads(file.read_text()).keys()
     columns = {key for key in found if key in COLUMNS or re.fullmatch(r"e\d{4}", key)}
     assert found - columns == listed

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from slimbrain_app.records import ModelIdentity
+from slimbrain_app.records import Head, ModelIdentity
 from slimbrain_app.report.methods import describe_methods, describe_pretraining
 from slimbrain_app.settings import (
     Corpus,
@@ -56,6 +56,15 @@ def test_untrained_weights_are_named_so(model: ModelIdentity) -> None:
     settings = ParticipantSettings()
     assert "untrained" in describe_methods(settings, model, SOFTWARE)
     assert "untrained" not in describe_methods(settings, replace(model, trained=True), SOFTWARE)
+
+
+def test_heads_that_predict_are_named(model: ModelIdentity) -> None:
+    age = Head(outcome="age", kind="number", people=41)
+    sex = Head(outcome="sex", kind="class", people=40, classes=("F", "M"))
+    settings, headed = ParticipantSettings(), replace(model, heads=(age, sex))
+    words = "predicted age (fitted to 41 people) and sex (fitted to 40 people)."
+    assert words in describe_methods(settings, headed, SOFTWARE)
+    assert "predicted" not in describe_methods(settings, model, SOFTWARE)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.0])

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimbrain_app.errors import REASONS
-from slimbrain_app.records import Notice, Refusal
+from slimbrain_app.records import Flag, Head, HeadScore, Notice, Prediction, Refusal
 from slimbrain_app.report import page as page_module
 from slimbrain_app.report.contents import ReportContext, ReportedRun
 from slimbrain_app.report.page import ORIGINS, RUNGS, hide_paths, write_report
@@ -73,9 +73,12 @@ def write(tmp_path: Path, context: ReportContext) -> Callable[..., str]:
     """Return a function that writes a report and gives its HTML."""
 
     def write(
-        runs: list[ReportedRun], refused: Sequence[Refusal] = (), context: ReportContext = context
+        runs: list[ReportedRun],
+        refused: Sequence[Refusal] = (),
+        context: ReportContext = context,
+        predictions: Sequence[Prediction] = (),
     ) -> str:
-        write_report(tmp_path / "sub-01.html", "sub-01", runs, refused, context)
+        write_report(tmp_path / "sub-01.html", "sub-01", runs, refused, context, predictions)
         return (tmp_path / "sub-01.html").read_text(encoding="utf-8")
 
     return write
@@ -360,3 +363,84 @@ def test_only_the_last_part_of_an_absolute_path_remains(parts: list[str], before
 )
 def test_what_is_no_absolute_path_stays(text: str) -> None:
     assert hide_paths(text) == text
+
+
+HEADS = (
+    Head(
+        outcome="age",
+        kind="number",
+        people=41,
+        units="years",
+        score=HeadScore(metric="r", value=0.4, lower=0.25, upper=0.5, scheme="5 folds of sites"),
+    ),
+    Head(outcome="sex", kind="class", people=40, classes=("F", "M")),
+)
+
+
+def make_predictions(age: float, *flags: Flag) -> tuple[Prediction, ...]:
+    rows = (("age", None, age), ("sex", "F", 0.25), ("sex", "M", 0.75))
+    return tuple(
+        Prediction(
+            outcome=outcome,
+            level=level,
+            value=value,
+            lower=None if level else value - 8,
+            upper=None if level else value + 8,
+            percentile=None if level else 37.0,
+            calibrated=level is None,
+            flags=flags,
+        )
+        for outcome, level, value in rows
+    )
+
+
+@pytest.fixture
+def headed(context: ReportContext) -> ReportContext:
+    return replace(context, model=replace(context.model, trained=True, heads=HEADS))
+
+
+def test_predictions_of_person_and_runs_stand_with_how_good_the_heads_are(
+    write: Callable[..., str], make_run: MakeRun, headed: ReportContext
+) -> None:
+    run = replace(make_run(), predictions=make_predictions(33.5))
+    page = Page.of(write([run], (), headed, make_predictions(31.25)))
+    assert page.faults == [] and page.open == []
+    assert "#predictions" in page.values("href") and "predictions" in page.values("id")
+    assert "sub-01, from the mean embedding of 1 run" in page.text
+    assert "age 31.25 years 23.25 to 39.25 37 yes" in page.text
+    assert f"{run.name}, from its embedding" in page.text
+    assert "age 33.5 years 25.5 to 41.5 37 yes" in page.text
+    assert "sex M 0.75 no" in page.text
+    assert "r 0.40 for people left out, 95 % interval 0.25 to 0.50 (5 folds of sites)" in page.text
+    assert "sex: fitted to 40 people; how well it tells people left out is unknown" in page.text
+    assert "No diagnosis." in page.text
+
+
+def test_a_banner_names_whose_embedding_lies_apart(
+    write: Callable[..., str], make_run: MakeRun, headed: ReportContext
+) -> None:
+    apart = make_predictions(33.5, "out-of-distribution")
+    first = replace(make_run(number="01"), predictions=make_predictions(30.0))
+    second = replace(make_run(number="02"), predictions=apart)
+    page = Page.of(write([first, second], (), headed, make_predictions(31.0)))
+    assert f"Out of distribution. The embedding of {second.name} lies apart" in page.text
+    page = Page.of(write([first, second], (), headed, apart))
+    assert f"The embedding of sub-01, {second.name} lies apart" in page.text
+    assert "Out of distribution" not in Page.of(write([first], (), headed)).text
+
+
+def test_a_banner_says_who_was_seen_in_training(
+    write: Callable[..., str], make_run: MakeRun
+) -> None:
+    notice = Notice(code="seen-in-training", message="the weights were trained on this run")
+    assert "Seen in training." in Page.of(write([replace(make_run(), notices=(notice,))])).text
+    assert "Seen in training." not in Page.of(write([make_run()])).text
+
+
+def test_without_heads_or_runs_the_page_says_why_nothing_is_predicted(
+    write: Callable[..., str], make_run: MakeRun, headed: ReportContext, too_short: Refusal
+) -> None:
+    without = Page.of(write([make_run()]))
+    assert "Predictions none: the package has no head" in without.text
+    assert "predictions" not in without.values("id")
+    assert "Nothing was predicted" in Page.of(write([], [too_short], headed)).text
