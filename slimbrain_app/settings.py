@@ -313,7 +313,123 @@ class PretrainSettings:
         return _digest({k: value for k, value in asdict(self).items() if k not in silent})
 
 
-Settings = TypeVar("Settings", ParticipantSettings, PretrainSettings)
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """What is predicted of whom.
+
+    Attributes
+    ----------
+    outcomes : tuple of str
+        Columns of ``participants.tsv``, or of ``phenotype``.
+    phenotype : str or None
+        Another table of participants.
+    kinds : mapping of str to {"class", "number"}
+        Of outcomes, where the table is not to decide.
+    site, family : str or None
+        Columns. The site is found by its usual names if None; the people of one family are on the
+        same side of each split.
+    seen : {"refuse", "leave-out", "keep"}
+        What becomes of people that the package's weights were trained on, or chosen by.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    outcomes: tuple[str, ...] = ()
+    phenotype: str | None = None
+    kinds: Mapping[str, Literal["class", "number"]] = field(default_factory=dict)
+    site: str | None = None
+    family: str | None = None
+    seen: Literal["refuse", "leave-out", "keep"] = "refuse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """How people are left out.
+
+    Attributes
+    ----------
+    folds, repeats : int
+        Of the scheme by person.
+    permutations : int
+        Of each outcome, for the model; 0 for no p.
+    deconfound : tuple of str
+        Covariates that are taken out of all features, inside the folds.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    folds: Annotated[int, Ge(2)] = 5
+    repeats: Annotated[int, Gt(0)] = 5
+    permutations: Annotated[int, Ge(0)] = 100
+    deconfound: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What the model is judged beside.
+
+    Attributes
+    ----------
+    atlas : str
+        ``schaefer200``, another Schaefer atlas that TemplateFlow has, or a file of labels.
+    connectivity : tuple of {"correlation", "partial", "tangent"}
+    covariates : tuple of str or None
+        Columns; ``motion`` is the mean framewise displacement. None for age, sex, site and motion,
+        as far as known.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    atlas: str = "schaefer200"
+    connectivity: tuple[Literal["correlation", "partial", "tangent"], ...] = ("correlation",)
+    covariates: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """Everything that an evaluation can be told."""
+
+    __pydantic_config__ = _STRICT
+
+    model: str = "tiny"
+    seed: Annotated[int, Ge(0)] = 0
+    select: Select = field(default_factory=Select)
+    prepare: Prepare = field(default_factory=Prepare)
+    rank: Rank = field(default_factory=Rank)
+    encode: Encode = field(default_factory=Encode)
+    predict: Predict = field(default_factory=Predict)
+    judge: Judge = field(default_factory=Judge)
+    baseline: Baseline = field(default_factory=Baseline)
+    compute: Compute = field(default_factory=Compute)
+
+    @property
+    def embedding(self) -> ParticipantSettings:
+        """The settings by which the participant level would make the same embeddings."""
+        return ParticipantSettings(
+            model=self.model,
+            seed=self.seed,
+            prepare=self.prepare,
+            rank=self.rank,
+            encode=self.encode,
+        )
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the settings that change a result."""
+        silent = {"select", "compute"}
+        return _digest({k: value for k, value in asdict(self).items() if k not in silent})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(EvaluateSettings):
+    """Everything that a fine-tuning can be told. ``package_name`` is ``<model>-tuned`` if None."""
+
+    package_name: Annotated[str, Predicate(_is_plain)] | None = None
+
+
+Settings = TypeVar(
+    "Settings", ParticipantSettings, PretrainSettings, EvaluateSettings, FinetuneSettings
+)
+AnySettings = ParticipantSettings | PretrainSettings | EvaluateSettings | FinetuneSettings
 
 
 def read_settings(
@@ -360,16 +476,14 @@ def _validate(
         ) from error
 
 
-def write_settings(settings: ParticipantSettings | PretrainSettings) -> str:
+def write_settings(settings: AnySettings) -> str:
     """Return the settings as TOML that `read_settings` takes back."""
     import tomli_w
 
     return tomli_w.dumps(_without_none(asdict(settings)))
 
 
-def flatten_settings(
-    settings: ParticipantSettings | PretrainSettings,
-) -> Iterator[tuple[str, Any]]:
+def flatten_settings(settings: AnySettings) -> Iterator[tuple[str, Any]]:
     """Yield each setting's key, its table before it as in ``train.rate``, and its value."""
     return _flatten(asdict(settings))
 

@@ -222,7 +222,7 @@ def _sform(header: Nifti1Header) -> NDArray[np.float64] | None:
     if header["sform_code"] <= 0:
         return None
     rows = [header["srow_x"], header["srow_y"], header["srow_z"], (0, 0, 0, 1)]
-    with np.errstate(invalid="ignore"):  # A signalling NaN; whoever asked refuses what isn't finite.
+    with np.errstate(invalid="ignore"):  # A signalling NaN is refused by the caller.
         return np.array(rows, dtype=np.float64)
 
 

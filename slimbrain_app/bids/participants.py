@@ -19,15 +19,16 @@ def read_sites(dataset: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError):
         return {}  # No table, or none that can be read: sites are not needed.
     rows = csv.DictReader(text.splitlines(), delimiter="\t")
-    column = next((name for name in rows.fieldnames or () if _plain(name) in _SITES), None)
+    column = next((name for name in rows.fieldnames or () if is_site(name)), None)
     if column is None:
         return {}
     sites = {
-        (row.get("participant_id") or "").removeprefix("sub-"): (row[column] or "").strip()
+        (row.get("participant_id") or "").strip().removeprefix("sub-"): (row[column] or "").strip()
         for row in rows
     }
     return {label: site for label, site in sites.items() if site.lower() not in _MISSING}
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z]", "", name.lower())
+def is_site(column: str) -> bool:
+    """Whether a column has one of the usual names of a site."""
+    return re.sub(r"[^a-z]", "", column.lower()) in _SITES

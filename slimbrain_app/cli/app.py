@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from slimbrain_app.cli.arguments import normalise
-from slimbrain_app.cli.parser import check_level, make_parser, make_settings
+from slimbrain_app.cli.parser import check_verb, make_parser, make_settings, name_verb
 from slimbrain_app.errors import Exit, SlimBrainError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def read_options(words: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; options must have a meaning on its level."""
     parser = make_parser()
     options = parser.parse_strictly(normalise(words))
-    check_level(parser, options)
+    check_verb(parser, options)
     return options
 
 
@@ -60,8 +60,8 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     datasets = [folder.resolve() for folder in (options.bids_dir, *(options.dataset or ()))]
     for dataset in datasets:
         check_work(dataset, options.work_dir)
-    level = _pretrain if options.analysis_level == "group" else _embed
-    return level(options, datasets, anonymise(words), terminal)
+    verbs = {"participant": _embed, "pretrain": _pretrain, "evaluate": _evaluate}
+    return verbs[name_verb(options)](options, datasets, anonymise(words), terminal)
 
 
 def _pretrain(
@@ -82,6 +82,26 @@ def _pretrain(
         command=tuple(command),
     )
     return pretrain(call, notices, terminal, dry_run=options.dry_run)
+
+
+def _evaluate(
+    options: argparse.Namespace, datasets: list[Path], command: list[str], terminal: Terminal
+) -> int:
+    from slimbrain_app.settings import EvaluateSettings
+
+    settings, notices = make_settings(EvaluateSettings, options)
+
+    from slimbrain_app.cli.evaluation import evaluate
+    from slimbrain_app.workflow.evaluating import EvaluateCall
+
+    call = EvaluateCall(
+        datasets=tuple(datasets),
+        output=options.output_dir.resolve(),
+        settings=settings,
+        work_dir=options.work_dir,
+        command=tuple(command),
+    )
+    return evaluate(call, notices, terminal)
 
 
 def _embed(

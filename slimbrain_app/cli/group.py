@@ -41,7 +41,7 @@ def pretrain(
         terminal.say(f"Note [{notice.code}]: {notice.message}")
     if dry_run:
         return _show_forecast(forecast(call), terminal)
-    with _watch(terminal) as watch:
+    with watch_group(terminal) as watch:
         done = carry_out(call, watch)
     if done is None:
         return 0
@@ -50,7 +50,7 @@ def pretrain(
 
 
 class Narrator:
-    """Tells a pretraining: a bar on a terminal, a line for each pass elsewhere."""
+    """Tells a call of the group level: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, terminal: Terminal, bar: Progress | None) -> None:
         self.terminal, self.bar = terminal, bar
@@ -121,7 +121,8 @@ class Narrator:
 
 
 @contextmanager
-def _watch(terminal: Terminal) -> Iterator[Narrator]:
+def watch_group(terminal: Terminal) -> Iterator[Narrator]:
+    """Yield who tells how a call on the group level goes."""
     if terminal.quiet or not terminal.errors.is_terminal:
         yield Narrator(terminal, None)
     else:

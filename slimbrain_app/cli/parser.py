@@ -44,19 +44,26 @@ _SHARED: Mapping[str, Keys] = {
     "mem_gb": ("compute", "mem_gb"),
     "stop_on_first_crash": ("compute", "stop_on_first_crash"),
 }
+_EMBEDDING: Mapping[str, Keys] = {"model": ("model",), "views": ("encode", "views")}
+_PREDICTION: Mapping[str, Keys] = {
+    "outcome": ("predict", "outcomes"),
+    "phenotype": ("predict", "phenotype"),
+}
+# By verb: the level, or the action on the group level.
 SETTINGS: Mapping[str, Mapping[str, Keys]] = {
     "participant": {
         **_SHARED,
-        "model": ("model",),
-        "views": ("encode", "views"),
+        **_EMBEDDING,
         "save_views": ("output", "save_views"),
         "save_prepared": ("output", "save_prepared"),
         "overwrite": ("output", "overwrite"),
     },
-    "group": {**_SHARED, "preset": ("preset",), "package_name": ("package_name",)},
+    "pretrain": {**_SHARED, "preset": ("preset",), "package_name": ("package_name",)},
+    "evaluate": {**_SHARED, **_EMBEDDING, **_PREDICTION},
+    "finetune": {**_SHARED, **_EMBEDDING, **_PREDICTION, "package_name": ("package_name",)},
 }
-# Options of one level that make no setting.
-_OTHERS = {"participant": (), "group": ("action", "dataset")}
+# Options of the group level that make no setting.
+_OF_GROUP = ("action", "dataset")
 
 
 def make_parser() -> Parser:
@@ -151,7 +158,7 @@ def _add_processing(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_group(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--action", choices=ACTIONS, help="what to do: train a model package")
+    group.add_argument("--action", choices=ACTIONS, help="what to do")
     group.add_argument(
         "--dataset",
         type=Path,
@@ -161,6 +168,16 @@ def _add_group(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--preset", choices=get_args(Preset), help="size of the model (default: tiny)"
+    )
+    group.add_argument(
+        "--outcome",
+        nargs="+",
+        action="extend",
+        metavar="COLUMN",
+        help="what is predicted: columns of participants.tsv or of --phenotype",
+    )
+    group.add_argument(
+        "--phenotype", type=Path, metavar="TSV", help="another table of the participants"
     )
     group.add_argument(
         "--package-name", metavar="NAME", help="of the new model package (default: the preset's)"
@@ -258,17 +275,24 @@ def _describe_version() -> str:
     )
 
 
-def check_level(parser: Parser, options: argparse.Namespace) -> None:
-    """Refuse options of the other level, and a group call that does not say what to do."""
-    level = options.analysis_level
-    known = {*SETTINGS[level], *_OTHERS[level]}
-    for other in LEVELS:
-        for dest in (*SETTINGS[other], *_OTHERS[other]):
-            if dest not in known and getattr(options, dest) is not None:
-                spelling = f"--{dest.replace('_', '-')}"
-                parser.error(f"{spelling} on the {level} level, where it has no meaning")
-    if level == "group" and options.action is None:
+def name_verb(options: argparse.Namespace) -> str:
+    """Return what is to be done: the level, or the action on the group level."""
+    verb: str = options.action if options.analysis_level == "group" else options.analysis_level
+    return verb
+
+
+def check_verb(parser: Parser, options: argparse.Namespace) -> None:
+    """Refuse options of another verb, and a group call that does not say what to do."""
+    level, verb = options.analysis_level, name_verb(options)
+    if verb is None:
         parser.error(f"the group level without --action, one of: {', '.join(ACTIONS)}")
+    known = {*SETTINGS[verb], *(_OF_GROUP if level == "group" else ())}
+    every = {dest for table in SETTINGS.values() for dest in table}
+    for dest in (*sorted(every), *_OF_GROUP):
+        if dest not in known and getattr(options, dest) is not None:
+            spelling = f"--{dest.replace('_', '-')}"
+            where = f"--action {verb}" if level == "group" else "the participant level"
+            parser.error(f"{spelling} with {where}, where it has no meaning")
 
 
 def make_settings(
@@ -276,7 +300,7 @@ def make_settings(
 ) -> tuple[Settings, tuple[Notice, ...]]:
     """Merge defaults, ``--config`` and the command line; notices come from the filter file."""
     given: dict[str, Any] = {}
-    for option, (*tables, key) in SETTINGS[options.analysis_level].items():
+    for option, (*tables, key) in SETTINGS[name_verb(options)].items():
         if (value := getattr(options, option)) is not None:
             table = given
             for name in tables:

@@ -8,15 +8,17 @@ everybody is judged and fitted to: with 60 people and no signal, about four in f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from slimbrain_app.errors import CallRefused
+from slimbrain_app.evaluation.features import Features
 from slimbrain_app.evaluation.linear import LinearModel, encode_classes, fit_linear, refuse_few
 from slimbrain_app.evaluation.metrics import (
+    LOWER_IS_BETTER,
     Answers,
     Metric,
     draw_people,
@@ -49,16 +51,20 @@ class Score:
 
 
 def answer_left_out(
-    features: NDArray[np.floating], outcome: Outcome, parts: Integers, seed: int = 0
+    features: Features, outcome: Outcome, parts: Integers, seed: int, rows: Integers | None = None
 ) -> Answers:
     """Predict everybody by fits to the people of other folds.
 
     Parameters
     ----------
-    features : array, (people, width)
+    features : Features
     outcome : Outcome
     parts : array, (repeats, people)
         Folds.
+    seed : int
+        Of the folds within those fitted to.
+    rows : array, (people,), optional
+        Where the people are among those that features are known of; as they come if None.
 
     Raises
     ------
@@ -69,11 +75,13 @@ def answer_left_out(
     if parts.max() < 1:
         raise refuse_few(outcome, "at least two groups of people, to leave one out")
     classes = 0 if outcome.kind == "number" else len(outcome.classes)
+    rows = np.arange(len(coded.people)) if rows is None else rows
     answers = _start_answers(coded, classes, parts)
     for repeat, own in enumerate(parts):
         for fit, left in leave_out(own):
-            model = fit_linear(features[fit], coded.take(fit), classes, INNER_FOLDS, seed)
-            _fill(answers, (repeat, left), model, np.asarray(features[left], float))
+            known, others = features.split(rows[fit], rows[left])
+            model = fit_linear(known, coded.take(fit), classes, INNER_FOLDS, seed)
+            _fill(answers, (repeat, left), model, others)
     return answers
 
 
@@ -123,6 +131,43 @@ def compare_answers(
         for counts in (everybody, drawn)
     )
     return Score(outcome.name, metric, float(value[0]), *find_interval(draws), 0.0, people)
+
+
+def permute_outcome(
+    features: Features,
+    outcome: Outcome,
+    parts: Integers,
+    metric: Metric,
+    count: int,
+    seed: int,
+    rows: Integers | None = None,
+) -> float:
+    """Return how often an outcome dealt anew among people is told as well as the true one: p.
+
+    Everything that the true one went through is done anew, but in the first repeat alone. Where
+    groups are held together, it is dealt within them if they have several people.
+
+    Ojala and Garriga (2010), test 1; p is at least 1 in ``count`` + 1.
+    """
+    everybody, draw = weigh_evenly(len(outcome.people)), np.random.default_rng(seed)
+    groups = [np.arange(len(outcome.people))]
+    if outcome.sites is not None and len(set(outcome.sites)) < len(outcome.people) / 2:
+        names = np.asarray(outcome.sites)
+        groups = [np.flatnonzero(names == name) for name in np.unique(names)]
+
+    def tell(dealt: Outcome) -> float:
+        answers = answer_left_out(features, dealt, parts[:1], seed, rows)
+        sign = -1 if metric in LOWER_IS_BETTER else 1
+        return sign * float(measure(answers, metric, everybody)[0])
+
+    true = tell(outcome)
+    as_well = 0
+    for _ in range(count):
+        order = np.arange(len(outcome.people))
+        for group in groups:
+            order[group] = draw.permutation(group)
+        as_well += tell(replace(outcome, values=outcome.values[order])) >= true
+    return (as_well + 1) / (count + 1)
 
 
 def identify_people(

@@ -131,7 +131,7 @@ def _find_unit(matrix: Floats) -> Floats:
     """Return what to divide centred features by; ones that do not vary count for nothing."""
     deviations = matrix.std(axis=0)
     varies = deviations > 1e-12 * np.abs(matrix).max(axis=0)
-    return np.where(varies, deviations, np.inf) * np.sqrt(matrix.shape[1])
+    return np.asarray(np.where(varies, deviations, np.inf) * np.sqrt(matrix.shape[1]))
 
 
 def encode_classes(outcome: Outcome) -> Outcome:

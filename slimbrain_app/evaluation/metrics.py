@@ -98,8 +98,9 @@ def draw_people(people: int, seed: int, draws: int | None = None) -> Floats:
 
 def measure(answers: Answers, metric: Metric, counts: Floats) -> Floats:
     """Return the score of each draw, (draws,): the mean over repeats."""
-    return np.mean(
-        [_measure(answers, repeat, metric, counts) for repeat in range(len(answers.truth))], 0
+    repeats = range(len(answers.truth))
+    return np.asarray(
+        np.mean([_measure(answers, repeat, metric, counts) for repeat in repeats], axis=0)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from slimbrain_app.evaluation.features import Fixed
 from slimbrain_app.evaluation.judging import Score, answer_left_out, compare_answers, score_answers
 from slimbrain_app.evaluation.metrics import Metric, list_metrics
 from slimbrain_app.evaluation.outcomes import Outcome
@@ -30,7 +31,7 @@ def probe_outcome(
         ``too-few`` if there is but one value, person or site.
     """
     parts = cut_repeatedly(outcome, folds, repeats, seed)
-    answers = answer_left_out(features, outcome, parts, seed)
+    answers = answer_left_out(Fixed(features), outcome, parts, seed)
     return score_answers(outcome, answers, metric or list_metrics(outcome)[0], seed)
 
 
@@ -52,5 +53,7 @@ def compare_probes(
         ``too-few``, as `probe_outcome`.
     """
     parts = cut_repeatedly(outcome, folds, repeats, seed)
-    below, above = (answer_left_out(features, outcome, parts, seed) for features in (first, second))
+    below, above = (
+        answer_left_out(Fixed(features), outcome, parts, seed) for features in (first, second)
+    )
     return compare_answers(outcome, below, above, metric or list_metrics(outcome)[0], seed)

@@ -59,4 +59,4 @@ def leave_out(parts: Integers) -> Iterator[tuple[Integers, Integers]]:
 
 
 def _rank_values(values: NDArray[np.generic]) -> NDArray[np.float64]:
-    return np.unique(values, return_inverse=True)[1].astype(float)
+    return np.asarray(np.unique(values, return_inverse=True)[1], float)

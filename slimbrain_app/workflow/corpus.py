@@ -17,7 +17,7 @@ from slimbrain_app.errors import CallRefused, RunRefused
 from slimbrain_app.prepare import check_length
 from slimbrain_app.prepare.reuse import find_prepared, open_prepared
 from slimbrain_app.records import Contract, Notice, PreparedRun, Recording, Refusal, Run
-from slimbrain_app.settings import Prepare, PretrainSettings, Select
+from slimbrain_app.settings import EvaluateSettings, Prepare, PretrainSettings, Select
 from slimbrain_app.training.corpus import check_recordings
 from slimbrain_app.workflow.plan import check_folders
 
@@ -46,6 +46,7 @@ class Todo:
             run=self.run.name,
             prepared=prepared,
             site=self.site,
+            confounds=self.run.confounds,
         )
 
 
@@ -88,8 +89,11 @@ class CorpusPlan:
         )
 
 
+GroupSettings = PretrainSettings | EvaluateSettings
+
+
 def plan_corpus(
-    folders: Sequence[Path], output: Path, settings: PretrainSettings, contract: Contract
+    folders: Sequence[Path], output: Path, settings: GroupSettings, contract: Contract
 ) -> CorpusPlan:
     """Find the runs of all datasets, and what of them is prepared. Nothing is written.
 
@@ -149,7 +153,7 @@ def name_datasets(folders: Sequence[Path]) -> tuple[Dataset, ...]:
     return tuple(Dataset(folder, name) for folder, name in zip(whole, names, strict=True))
 
 
-def _name_store(dataset: Dataset, settings: PretrainSettings) -> str:
+def _name_store(dataset: Dataset, settings: GroupSettings) -> str:
     """Name the place of a dataset's prepared runs: another one if they are prepared otherwise."""
     making = json.dumps([str(dataset.folder), asdict(settings.prepare)])
     return f"{dataset.folder.name}-{hashlib.sha256(making.encode()).hexdigest()[:8]}"
@@ -170,7 +174,7 @@ def _require_participants(datasets: Iterable[Dataset], select: Select) -> None:
 
 
 def _search(
-    dataset: Dataset, places: Sequence[Path], settings: PretrainSettings, contract: Contract
+    dataset: Dataset, places: Sequence[Path], settings: GroupSettings, contract: Contract
 ) -> Iterator[Finding]:
     select = settings.select
     if select.participants:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from slimbrain_app.errors import Exit, RunRefused
 from slimbrain_app.files import lock, remove_leftovers
-from slimbrain_app.records import Recording, Refusal
-from slimbrain_app.workflow.corpus import CorpusPlan, Refused, Todo
+from slimbrain_app.records import Contract, Recording, Refusal
+from slimbrain_app.workflow.corpus import (
+    CorpusPlan,
+    GroupSettings,
+    Refused,
+    Todo,
+    plan_corpus,
+)
 from slimbrain_app.workflow.resources import Limits
-from slimbrain_app.workflow.running import refuse_lost, run_graph
+from slimbrain_app.workflow.running import open_logs, refuse_lost, run_graph, work_folder
 from slimbrain_app.workflow.state import Call, RunState
 
 # Nipype's book-keeping grows with the square of the nodes.
@@ -24,6 +30,50 @@ RUNS_PER_PROCESS = 16
 def lock_prepared(output: Path) -> AbstractContextManager[None]:
     """Lock ``prepared/``, from before runs are looked for until they are prepared."""
     return lock(output / "logs" / "prepared.lock", "prepared")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gathering:
+    """What a group call works on, and where it is written down.
+
+    ``work_dir`` is for intermediate files; a temporary folder if None.
+    """
+
+    datasets: tuple[Path, ...]
+    output: Path
+    settings: GroupSettings
+    work_dir: Path | None
+    command: tuple[str, ...]
+
+
+def gather_runs(
+    call: Gathering,
+    contract: Contract,
+    limits: Limits,
+    show_plan: Callable[[CorpusPlan], None],
+    count: Callable[[str, int, int], None],
+    stack: ExitStack,
+) -> tuple[tuple[Recording, ...], tuple[Refused, ...]]:
+    """Find the runs and prepare them, alone among the calls on this output.
+
+    The log of the call stays open until the stack closes.
+    """
+    settings = call.settings
+    with lock_prepared(call.output):
+        plan = plan_corpus(call.datasets, call.output, settings, contract)
+        show_plan(plan)
+        logs = stack.enter_context(open_logs(call.output, settings, call.command))
+        with work_folder(call.work_dir, logs) as work:
+            steps = Call(
+                output=call.output,
+                logs=logs,
+                work=work,
+                threads=limits.threads,
+                stop_on_first_crash=settings.compute.stop_on_first_crash,
+                prepare=settings.prepare,
+                span_seconds=contract.span_seconds,
+            )
+            return prepare_runs(plan, steps, limits, count)
 
 
 def prepare_runs(

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -31,11 +30,9 @@ from slimbrain_app.training.settling import settle_corpus
 from slimbrain_app.workflow.corpus import CorpusPlan, Refused, name_datasets, plan_corpus
 from slimbrain_app.workflow.outcome import Page, list_sources, write_corpus
 from slimbrain_app.workflow.plan import list_software
-from slimbrain_app.workflow.preparing import lock_prepared, prepare_runs
+from slimbrain_app.workflow.preparing import Gathering, gather_runs
 from slimbrain_app.workflow.probing import Prober
 from slimbrain_app.workflow.resources import Limits, find_limits
-from slimbrain_app.workflow.running import open_logs, work_folder
-from slimbrain_app.workflow.state import Call
 
 # Processes that read windows for one that trains: more don't help, a step takes longer.
 MOST_WORKERS = 8
@@ -58,14 +55,10 @@ class Watch(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GroupCall:
+class GroupCall(Gathering):
     """What a pretraining is asked for on the command line."""
 
-    datasets: tuple[Path, ...]
-    output: Path
     settings: PretrainSettings
-    work_dir: Path | None
-    command: tuple[str, ...]
 
     @property
     def pretraining(self) -> Pretraining:
@@ -219,24 +212,11 @@ class _Conductor:
                 page.weights = self.package.sha256
 
     def _prepare(self) -> tuple[Recording, ...]:
-        """Find the runs and prepare them, alone among the calls on this output."""
         call, limits = self.call, find_limits(self.call.settings.compute)
-        settings, contract = call.settings, call.pretraining.design.contract
-        with lock_prepared(call.output):
-            plan = plan_corpus(call.datasets, call.output, settings, contract)
-            self.watch.show_plan(plan)
-            logs = self.stack.enter_context(open_logs(call.output, settings, call.command))
-            with work_folder(call.work_dir, logs) as work:
-                steps = Call(
-                    output=call.output,
-                    logs=logs,
-                    work=work,
-                    threads=limits.threads,
-                    stop_on_first_crash=settings.compute.stop_on_first_crash,
-                    prepare=settings.prepare,
-                    span_seconds=contract.span_seconds,
-                )
-                recordings, refused = prepare_runs(plan, steps, limits, self.watch.count)
+        contract, watch = call.pretraining.design.contract, self.watch
+        recordings, refused = gather_runs(
+            call, contract, limits, watch.show_plan, watch.count, self.stack
+        )
         self.refusals = group_refusals(refused)
         return recordings
 

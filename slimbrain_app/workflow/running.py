@@ -15,7 +15,7 @@ from typing import Any
 
 from slimbrain_app.files import write_text
 from slimbrain_app.records import Refusal, Run
-from slimbrain_app.settings import ParticipantSettings, PretrainSettings, write_settings
+from slimbrain_app.settings import AnySettings, write_settings
 from slimbrain_app.workflow.resources import Limits
 from slimbrain_app.workflow.state import Call
 
@@ -25,9 +25,7 @@ POLL_SECONDS = 0.05
 
 
 @contextmanager
-def open_logs(
-    output: Path, settings: ParticipantSettings | PretrainSettings, command: Sequence[str]
-) -> Iterator[Path]:
+def open_logs(output: Path, settings: AnySettings, command: Sequence[str]) -> Iterator[Path]:
     """Yield the folder of this call below ``logs/``, with what it starts from and its log."""
     logs = output / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}_{uuid.uuid4().hex[:8]}"
     write_text(logs / "slimbrain.toml", write_settings(settings))

@@ -5,6 +5,7 @@ import pytest
 
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation import linear, metrics
+from slimbrain_app.evaluation.features import Fixed
 from slimbrain_app.evaluation.judging import (
     answer_left_out,
     compare_answers,
@@ -16,7 +17,7 @@ from slimbrain_app.evaluation.splits import cut_repeatedly
 
 
 def judge(features, outcome, folds=3, repeats=1):
-    return answer_left_out(features, outcome, cut_repeatedly(outcome, folds, repeats, 0))
+    return answer_left_out(Fixed(features), outcome, cut_repeatedly(outcome, folds, repeats, 0), 0)
 
 
 @pytest.mark.parametrize("kind", ["class", "number"])
@@ -29,7 +30,7 @@ def test_what_is_said_of_a_site_does_not_depend_on_its_own_outcomes(
     values[here] = values[here][::-1] if kind == "class" else values[here] * 10 - 5
     parts = np.unique(outcome.sites, return_inverse=True)[1][None]
     before, after = (
-        answer_left_out(features, each, parts)
+        answer_left_out(Fixed(features), each, parts, 0)
         for each in (outcome, make_outcome(values, kind, outcome.sites))
     )
     for name in ("predicted", "score", "centre", "probability", "margin"):

@@ -1,0 +1,63 @@
+"""``slimbrain DERIVATIVES OUT group --action evaluate``, and what it says on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from slimbrain_app.cli.group import watch_group
+from slimbrain_app.errors import worst
+from slimbrain_app.evaluation.comparison import Judgement
+from slimbrain_app.evaluation.judging import Score
+from slimbrain_app.workflow.evaluating import EvaluateCall, Evaluated, carry_out
+
+if TYPE_CHECKING:
+    from slimbrain_app.cli.terminal import Terminal
+    from slimbrain_app.records import Notice
+
+
+def evaluate(call: EvaluateCall, notices: Sequence[Notice], terminal: Terminal) -> int:
+    """Do what the command line asks for and return the exit code."""
+    for notice in notices:
+        terminal.say(f"Note [{notice.code}]: {notice.message}")
+    with watch_group(terminal) as watch:
+        done = carry_out(call, watch)
+    for note in done.notes:
+        terminal.say(f"Note: {note}")
+    for refusal in done.refusals:
+        terminal.errors.print(escape(f"{refusal.run} [{refusal.code}] {refusal.message}"))
+    terminal.results.print(_tabulate(done))
+    terminal.say(f"Tables: {call.output / 'desc-slimbrain_metrics.tsv'} and those beside it")
+    return worst(refusal.exit_code for refusal in done.refusals)
+
+
+def _tabulate(done: Evaluated) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("outcome", "people", "left out", "by", "", "95 %", "above", "p"):
+        table.add_column(heading)
+    for one in done.judgements:
+        table.add_row(*_describe(one))
+    for score in done.identities:
+        table.add_row(score.name, str(score.people), "", "model", *_describe_score(score))
+    return table
+
+
+def _describe(one: Judgement) -> tuple[str, ...]:
+    score = one.scores[0]
+    above = (f"{gain.value:+.2f} [{gain.lower:+.2f}, {gain.upper:+.2f}]" for gain in one.above)
+    return (
+        one.outcome.name,
+        str(score.people),
+        one.scheme.name,
+        one.features,
+        *_describe_score(score),
+        next(above, ""),
+        "" if one.chance is None else f"{one.chance:.2g}",
+    )
+
+
+def _describe_score(score: Score) -> tuple[str, str]:
+    return f"{score.metric} {score.value:.2f}", f"[{score.lower:.2f}, {score.upper:.2f}]"

@@ -1,0 +1,140 @@
+"""The model beside its baselines: the same people, the same folds, the same fit.
+
+Outcomes are judged one by one. Every set of features tells each of them by the same linear model
+under the same *schemes*: with people left out at random, and with whole sites left out. The first
+set is the model; all others are what it has to beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from slimbrain_app.evaluation.features import Features
+from slimbrain_app.evaluation.judging import (
+    Score,
+    answer_left_out,
+    compare_answers,
+    permute_outcome,
+    score_answers,
+)
+from slimbrain_app.evaluation.metrics import Answers, list_metrics
+from slimbrain_app.evaluation.outcomes import Outcome
+from slimbrain_app.evaluation.splits import Integers, cut_repeatedly, cut_sites
+
+MODEL = "model"
+# With two, each fit would know a single site.
+FEWEST_SITES = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Scheme:
+    """A way to leave people out.
+
+    Attributes
+    ----------
+    name : {"person", "site", "file"}
+    outcome : Outcome
+        With the groups that no fold splits.
+    parts : array, (repeats, people)
+    """
+
+    name: str
+    outcome: Outcome
+    parts: Integers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Judgement:
+    """What one set of features told of one outcome under one scheme.
+
+    ``chance`` is the share of permuted outcomes that were told as well, for the first metric; None
+    where none was permuted. ``above`` holds how much better the model is, metric by metric.
+    """
+
+    features: str
+    scheme: Scheme
+    answers: Answers
+    scores: tuple[Score, ...]
+    above: tuple[Score, ...] = ()
+    chance: float | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.scheme.outcome
+
+
+def lay_schemes(
+    outcome: Outcome,
+    sites: Sequence[str | None],
+    families: Sequence[str] | None,
+    folds: int,
+    repeats: int,
+    seed: int,
+) -> tuple[Scheme, ...]:
+    """Return the schemes for an outcome: by person, and by site where three sites are known.
+
+    Parameters
+    ----------
+    sites : sequence of str or None
+        Of the outcome's people. Those without one are in no fold of the scheme by site.
+    families : sequence of str or None
+        Likewise; people of one family are on the same side.
+    """
+    apart = replace(outcome, sites=families)
+    schemes = [
+        Scheme(name="person", outcome=apart, parts=cut_repeatedly(apart, folds, repeats, seed))
+    ]
+    known = np.array([row for row, site in enumerate(sites) if site is not None], int)
+    names = [str(sites[row]) for row in known]
+    if len(set(names)) >= FEWEST_SITES:
+        by_site = replace(outcome.take(known), sites=names)
+        if len(by_site.classes) > 1:
+            schemes.append(Scheme(name="site", outcome=by_site, parts=cut_sites(names)))
+    return tuple(schemes)
+
+
+def judge_features(
+    features: Mapping[str, Features],
+    scheme: Scheme,
+    rows: Integers,
+    permutations: int,
+    seed: int,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[Judgement]:
+    """Yield what each set of features tells, the model's first.
+
+    Parameters
+    ----------
+    features : mapping of str to Features
+        The first is the model.
+    scheme : Scheme
+    rows : array, (people,)
+        Where the scheme's people are among those that features are known of.
+    permutations : int
+        Of the outcome, for the model alone: each costs as much as a repeat.
+    """
+    outcome, metrics = scheme.outcome, list_metrics(scheme.outcome)
+    first: Answers | None = None
+    for name, own in features.items():
+        tell(name)
+        answers = answer_left_out(own, outcome, scheme.parts, seed, rows)
+        judgement = Judgement(
+            features=name,
+            scheme=scheme,
+            answers=answers,
+            scores=tuple(score_answers(outcome, answers, metric, seed) for metric in metrics),
+        )
+        if first is None:
+            first = answers
+            if permutations:
+                chance = permute_outcome(
+                    own, outcome, scheme.parts, metrics[0], permutations, seed, rows
+                )
+                judgement = replace(judgement, chance=chance)
+        else:
+            above = (compare_answers(outcome, answers, first, one, seed) for one in metrics)
+            judgement = replace(judgement, above=tuple(above))
+        yield judgement
