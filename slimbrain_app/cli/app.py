@@ -60,7 +60,12 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     datasets = [folder.resolve() for folder in (options.bids_dir, *(options.dataset or ()))]
     for dataset in datasets:
         check_work(dataset, options.work_dir)
-    verbs = {"participant": _embed, "pretrain": _pretrain, "evaluate": _evaluate}
+    verbs = {
+        "participant": _embed,
+        "pretrain": _pretrain,
+        "evaluate": _evaluate,
+        "finetune": _finetune,
+    }
     return verbs[name_verb(options)](options, datasets, anonymise(words), terminal)
 
 
@@ -102,6 +107,26 @@ def _evaluate(
         command=tuple(command),
     )
     return evaluate(call, notices, terminal)
+
+
+def _finetune(
+    options: argparse.Namespace, datasets: list[Path], command: list[str], terminal: Terminal
+) -> int:
+    from slimbrain_app.settings import FinetuneSettings
+
+    settings, notices = make_settings(FinetuneSettings, options)
+
+    from slimbrain_app.cli.evaluation import finetune
+    from slimbrain_app.workflow.finetuning import FinetuneCall
+
+    call = FinetuneCall(
+        datasets=tuple(datasets),
+        output=options.output_dir.resolve(),
+        settings=settings,
+        work_dir=options.work_dir,
+        command=tuple(command),
+    )
+    return finetune(call, notices, terminal)
 
 
 def _embed(

@@ -1,4 +1,4 @@
-"""``slimbrain DERIVATIVES OUT group --action evaluate``, and what it says on its way."""
+"""``group --action evaluate`` and ``finetune``, and what they say on their way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from slimbrain_app.errors import worst
 from slimbrain_app.evaluation.comparison import Judgement
 from slimbrain_app.evaluation.judging import Score
 from slimbrain_app.workflow.evaluating import EvaluateCall, Evaluated, carry_out
+from slimbrain_app.workflow.finetuning import FinetuneCall
+from slimbrain_app.workflow.finetuning import carry_out as put_heads_on
 
 if TYPE_CHECKING:
     from slimbrain_app.cli.terminal import Terminal
@@ -31,6 +33,29 @@ def evaluate(call: EvaluateCall, notices: Sequence[Notice], terminal: Terminal) 
         terminal.errors.print(escape(f"{refusal.run} [{refusal.code}] {refusal.message}"))
     terminal.results.print(_tabulate(done))
     terminal.say(f"Tables: {call.output / 'desc-slimbrain_metrics.tsv'} and those beside it")
+    return worst(refusal.exit_code for refusal in done.refusals)
+
+
+def finetune(call: FinetuneCall, notices: Sequence[Notice], terminal: Terminal) -> int:
+    """Do what the command line asks for and return the exit code."""
+    for notice in notices:
+        terminal.say(f"Note [{notice.code}]: {notice.message}")
+    with watch_group(terminal) as watch:
+        done = put_heads_on(call, watch)
+    for note in done.notes:
+        terminal.say(f"Note: {note}")
+    for refusal in done.refusals:
+        terminal.errors.print(escape(f"{refusal.run} [{refusal.code}] {refusal.message}"))
+    if done.before:
+        terminal.say("Nothing was done: the package is there, made of these people and settings")
+    for head in done.heads.heads if done.heads else ():
+        terminal.say(f"{head.outcome}: fitted to {head.people} people")
+        if score := head.score:
+            told = f"{score.metric} {score.value:.2f} [{score.lower:.2f}, {score.upper:.2f}]"
+            terminal.say(f"  of people left out by {score.scheme}: {told}")
+    terminal.results.print(escape(f"{done.package.folder}"))
+    name, place = done.package.name, call.output
+    terminal.say(f"To use it: slimbrain DERIVATIVES {place} participant --model {name}")
     return worst(refusal.exit_code for refusal in done.refusals)
 
 

@@ -293,18 +293,42 @@ def copy_package(
     CallRefused
         As of `save_package`.
     """
-    source = package.folder
-    parts = {MODEL, EXTRACTOR, HEADS, HEAD_WEIGHTS, CONFIG, CARD}
-    records = read_checksums(source).keys() - parts
     return save_package(
         folder,
         replace(package.config, caution=caution or package.config.caution),
         load_encoder(package),
         load_extractor(package),
         heads=load_heads(package),
-        card=(source / CARD).read_text(encoding="utf-8") if card is None else card,
-        records={name: (source / name).read_text(encoding="utf-8") for name in records},
+        card=(package.folder / CARD).read_text(encoding="utf-8") if card is None else card,
+        records=_read_records(package),
         dtype=dtype,
+    )
+
+
+def add_heads(
+    package: Package, folder: Path, heads: Heads, *, card: str, records: Mapping[str, str]
+) -> Package:
+    """Write a package anew with heads in the place of its own.
+
+    Parameters
+    ----------
+    records : mapping of str to str
+        Text files, which replace those of the same name.
+
+    Raises
+    ------
+    CallRefused
+        As of `save_package`.
+    """
+    return save_package(
+        folder,
+        package.config,
+        load_encoder(package),
+        load_extractor(package),
+        heads=heads,
+        card=card,
+        records={**_read_records(package), **records},
+        dtype=_stored_dtype(package),
     )
 
 
@@ -331,20 +355,20 @@ def read_checksums(folder: Path) -> dict[str, str]:
     return dict(digests)
 
 
-def describe_seen(recordings: Iterable[PreparedRun]) -> str:
+def describe_seen(recordings: Iterable[PreparedRun], before: Package | None = None) -> str:
     """Return the text of ``seen.json`` for the runs of a training and its validation.
 
-    It tells a BOLD file that was among them, and nothing of one that isn't at hand.
+    It tells a BOLD file that was among them, or in the trainings of the package before, and
+    nothing of one that isn't at hand.
     """
     digests = {digest for prepared in recordings for digest in _bold_digests(prepared)}
+    digests |= _read_seen(before) if before else set()
     return json.dumps({"bold_sha256": sorted(digests)}, indent=0) + "\n"
 
 
 def note_seen(package: Package, prepared: PreparedRun) -> tuple[Notice, ...]:
     """Return a notice if the run's BOLD file was used in the package's training."""
-    file = package.folder / SEEN
-    seen = json.loads(file.read_bytes())["bold_sha256"] if file.is_file() else ()
-    if _bold_digests(prepared).isdisjoint(seen):
+    if _bold_digests(prepared).isdisjoint(_read_seen(package)):
         return ()
     return (
         Notice(
@@ -456,6 +480,27 @@ def _end_training(folder: Path) -> None:
     shutil.rmtree(spent, ignore_errors=True)
     (folder / CHECKPOINTS).replace(spent)
     shutil.rmtree(spent)
+
+
+def _read_records(package: Package) -> dict[str, str]:
+    """Return the text files of a package beside its parts, by name."""
+    parts = {MODEL, EXTRACTOR, HEADS, HEAD_WEIGHTS, CONFIG, CARD}
+    names = read_checksums(package.folder).keys() - parts
+    return {name: (package.folder / name).read_text(encoding="utf-8") for name in names}
+
+
+def _stored_dtype(package: Package) -> torch.dtype:
+    """Return the precision of the stored weights, so that nothing is gained or lost."""
+    from safetensors import safe_open
+
+    with safe_open(package.folder / MODEL, framework="pt") as stored:
+        kinds = {stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118
+    return torch.float16 if kinds == {"F16"} else torch.float32
+
+
+def _read_seen(package: Package) -> set[str]:
+    file = package.folder / SEEN
+    return set(json.loads(file.read_bytes())["bold_sha256"]) if file.is_file() else set()
 
 
 def _bold_digests(prepared: PreparedRun) -> set[str]:

@@ -17,7 +17,13 @@ from slimbrain_app.embedding import choose_device
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation.atlas import load_atlas
 from slimbrain_app.evaluation.cohort import Cohort, list_features
-from slimbrain_app.evaluation.comparison import Judgement, Scheme, judge_features, lay_schemes
+from slimbrain_app.evaluation.comparison import (
+    MODEL,
+    Judgement,
+    Scheme,
+    judge_features,
+    lay_schemes,
+)
 from slimbrain_app.evaluation.judging import Score, identify_people
 from slimbrain_app.evaluation.outcomes import Outcome, read_phenotype, take_outcomes
 from slimbrain_app.evaluation.people import People, describe_people, refuse_twins
@@ -162,14 +168,18 @@ def gather_group(call: EvaluateCall, watch: Watch, stack: ExitStack) -> Group:
     )
 
 
-def judge_outcomes(group: Group, settings: EvaluateSettings, watch: Watch) -> tuple[Judgement, ...]:
-    """Judge every set of features on every outcome under every scheme."""
+def judge_outcomes(
+    group: Group, settings: EvaluateSettings, watch: Watch, *, only_model: bool = False
+) -> tuple[Judgement, ...]:
+    """Judge every set of features, or the model alone, on every outcome under every scheme."""
     people, judge = group.people, settings.judge
     judgements: list[Judgement] = []
     for outcome in group.outcomes:
         features = list_features(
             group.cohort, people, settings.baseline.connectivity, judge.deconfound, outcome.name
         )
+        if only_model:
+            features = {MODEL: features[MODEL]}
         for scheme in _lay_schemes(outcome, people, settings):
             rows = people.find(scheme.outcome.people)
             told = judge_features(features, scheme, rows, judge.permutations, settings.seed)

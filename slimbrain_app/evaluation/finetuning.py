@@ -1,0 +1,101 @@
+"""Heads for a package: the judged fit once more, to everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimbrain_app.errors import CallRefused
+from slimbrain_app.evaluation.judging import INNER_FOLDS
+from slimbrain_app.evaluation.linear import LinearModel, encode_classes, fit_linear
+from slimbrain_app.evaluation.outcomes import Outcome
+from slimbrain_app.evaluation.people import People
+from slimbrain_app.model.package_heads import Heads
+from slimbrain_app.prediction import fit_reference
+from slimbrain_app.records import Calibration, Head, HeadScore
+
+Floats = NDArray[np.float64]
+
+
+def fit_heads(
+    embeddings: Floats,
+    people: People,
+    outcomes: Sequence[Outcome],
+    scores: Mapping[str, HeadScore],
+    seed: int,
+) -> Heads:
+    """Fit a head to each outcome of all people who have it.
+
+    Parameters
+    ----------
+    embeddings : array, (people, width)
+        In the order of `People`.
+    people : People
+    outcomes : sequence of Outcome
+    scores : mapping of str to HeadScore
+        By outcome: how well it was told of people left out.
+    seed : int
+        Of the folds by which penalty, calibration and margin are found.
+
+    Raises
+    ------
+    CallRefused
+        ``too-few`` with fewer than three people.
+    """
+    if len(embeddings) < 3:
+        raise CallRefused(
+            "too-few",
+            expected="at least three people to fit a head to",
+            found=f"{len(embeddings)}",
+            advice="take more people",
+        )
+    heads, weights, biases = [], {}, {}
+    for outcome in outcomes:
+        classes = [str(value) for value in outcome.classes] if outcome.kind == "class" else []
+        rows = people.find(outcome.people)
+        model = fit_linear(
+            embeddings[rows], encode_classes(outcome), len(classes), INNER_FOLDS, seed
+        )
+        weight, bias = _fold_priors(model)
+        weights[outcome.name] = weight.astype(np.float32)
+        biases[outcome.name] = bias.astype(np.float32)
+        heads.append(
+            Head(
+                outcome=outcome.name,
+                kind=outcome.kind,
+                people=len(rows),
+                classes=tuple(classes),
+                units=outcome.units,
+                levels=dict(outcome.levels),
+                calibration=_describe_calibration(model) if classes else None,
+                margin=None if classes else model.margin,
+                quantiles=_find_quantiles(model, len(classes)),
+                score=scores.get(outcome.name),
+            )
+        )
+    return Heads(
+        heads=tuple(heads), weights=weights, biases=biases, reference=fit_reference(embeddings)
+    )
+
+
+def _fold_priors(model: LinearModel) -> tuple[Floats, Floats]:
+    """Return weight and bias; of several classes such that their softmax is calibrated."""
+    if len(model.bias) < 2:
+        return model.weight, model.bias
+    return model.slope * model.weight, model.slope * model.bias + model.intercept
+
+
+def _describe_calibration(model: LinearModel) -> Calibration:
+    if len(model.bias) > 1:
+        return Calibration(slope=1.0)
+    return Calibration(slope=model.slope, intercept=float(model.intercept[0]))
+
+
+def _find_quantiles(model: LinearModel, classes: int) -> tuple[float, ...] | None:
+    """Return percentiles of what was said of people left out."""
+    if classes > 2:
+        return None
+    said = model.judge(model.held_out)[:, 1] if classes else model.held_out[:, 0]
+    return tuple(float(value) for value in np.percentile(said, np.arange(101)))

@@ -1,0 +1,195 @@
+"""The group level: heads on a package's embeddings, into a package of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+from slimbrain_app.bids.dataset import open_output
+from slimbrain_app.errors import CallRefused
+from slimbrain_app.evaluation.comparison import MODEL, Judgement
+from slimbrain_app.evaluation.features import average_runs
+from slimbrain_app.evaluation.finetuning import fit_heads
+from slimbrain_app.files import lock
+from slimbrain_app.model.package_heads import Heads
+from slimbrain_app.model.packages import (
+    CARD,
+    CHECKSUMS,
+    SEEN,
+    Package,
+    add_heads,
+    describe_seen,
+    load_package,
+)
+from slimbrain_app.records import HeadScore, Refusal
+from slimbrain_app.settings import FinetuneSettings
+from slimbrain_app.workflow.evaluating import (
+    EvaluateCall,
+    Group,
+    Watch,
+    gather_group,
+    judge_outcomes,
+)
+
+RECORD = "finetuning.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneCall(EvaluateCall):
+    """What a fine-tuning is asked for on the command line."""
+
+    settings: FinetuneSettings
+
+    @property
+    def folder(self) -> Path:
+        """Where the new package goes."""
+        name = self.settings.package_name or f"{Path(self.settings.model).name}-tuned"
+        return self.output / "models" / name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Finetuned:
+    """What came of a fine-tuning. ``before`` if an earlier call had made the package."""
+
+    package: Package
+    heads: Heads | None
+    notes: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
+    before: bool
+
+
+def carry_out(call: FinetuneCall, watch: Watch) -> Finetuned:
+    """Fit heads to everybody, once it is known how well they tell people left out.
+
+    Raises
+    ------
+    CallRefused
+        As of `gather_group`; ``usage`` if another package has the name.
+    """
+    open_output(call.output, call.datasets[0])
+    folder = call.folder
+    with ExitStack() as stack:
+        name = f"models/{folder.name}"
+        stack.enter_context(lock(call.output / "logs" / f"{folder.name}.lock", name))
+        group = gather_group(call, watch, stack)
+        origin = _describe_origin(group, call.settings)
+        before = find_finished(folder, origin)
+        if before is not None:
+            return Finetuned(
+                package=before, heads=None, notes=group.notes, refusals=group.refusals, before=True
+            )
+        alone = replace(call.settings.judge, permutations=0)
+        settings = replace(call.settings, judge=alone)
+        judgements = judge_outcomes(group, settings, watch, only_model=True)
+        embeddings = average_runs(group.cohort.embeddings, group.cohort.owners)
+        scores = dict(_list_scores(judgements))
+        heads = fit_heads(embeddings, group.people, group.outcomes, scores, call.settings.seed)
+        package = add_heads(
+            group.package,
+            folder,
+            heads,
+            card=_write_card(group.package, folder.name, heads),
+            records={
+                RECORD: json.dumps(origin, indent=2) + "\n",
+                SEEN: describe_seen((run.recording.prepared for run in group.runs), group.package),
+            },
+        )
+    return Finetuned(
+        package=package, heads=heads, notes=group.notes, refusals=group.refusals, before=False
+    )
+
+
+def find_finished(folder: Path, origin: dict[str, object]) -> Package | None:
+    """Return the package if an earlier call has made it of the same weights, people and settings.
+
+    Raises
+    ------
+    CallRefused
+        ``usage`` if another package stands in its place.
+    """
+    if not (folder / CHECKSUMS).exists():
+        return None
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = None
+    if record != origin:
+        raise CallRefused(
+            "usage",
+            file=folder,
+            expected="no package of this name, or one made of the same people with these settings",
+            found="another one",
+            advice="choose another --package-name, or remove the folder",
+        )
+    return load_package(folder)
+
+
+def _describe_origin(group: Group, settings: FinetuneSettings) -> dict[str, object]:
+    outcomes = {
+        outcome.name: {
+            label: str(value) for label, value in zip(outcome.people, outcome.values, strict=True)
+        }
+        for outcome in group.outcomes
+    }
+    text = json.dumps(outcomes, sort_keys=True)
+    return {
+        "weights": group.package.sha256,
+        "settings": replace(settings, package_name=None).fingerprint(),
+        "outcomes": sha256(text.encode()).hexdigest(),
+        "runs": sorted(run.recording.prepared.fingerprint for run in group.runs),
+    }
+
+
+def _list_scores(judgements: Sequence[Judgement]) -> Iterable[tuple[str, HeadScore]]:
+    """Yield the model's scores by outcome; the one with sites left out comes last, and counts."""
+    for one in judgements:
+        score = one.scores[0]
+        if one.features == MODEL:
+            yield (
+                one.outcome.name,
+                HeadScore(
+                    metric=score.metric,
+                    value=score.value,
+                    lower=score.lower,
+                    upper=score.upper,
+                    scheme=one.scheme.name,
+                ),
+            )
+
+
+def _write_card(package: Package, name: str, heads: Heads) -> str:
+    """Return the card of the package that heads were put on, with what they tell."""
+    lines = "\n".join(
+        f"| {head.outcome} | {head.people} | {_describe_score(head.score)} |"
+        for head in heads.heads
+    )
+    own = (package.folder / CARD).read_text(encoding="utf-8").partition("\n")[2].strip()
+    return f"""# {name}
+
+`{package.name}` with heads: linear models that read its embeddings. Its weights are as they were.
+
+## Heads
+
+| outcome | people | of people left out | 95 % interval | left out |
+| --- | --- | --- | --- | --- |
+{lines}
+
+People were left out of everything that led to their prediction. The heads were then fitted to all
+of them: `seen.json` tells their runs, and SlimBrain warns where it meets one. A prediction is no
+diagnosis. Compare with what functional connectivity tells before you use it: `--action evaluate`.
+
+## The package below
+
+{own}
+"""
+
+
+def _describe_score(score: HeadScore | None) -> str:
+    if score is None:
+        return "unknown | n/a | n/a"
+    interval = f"{score.lower:.3f} to {score.upper:.3f}"
+    return f"{score.metric} {score.value:.3f} | {interval} | {score.scheme}"
