@@ -135,6 +135,8 @@ REASONS: Mapping[str, Reason] = {
     "process-killed": _call(Exit.UNAVAILABLE, "a process that simulated people was killed"),
     "extra-missing": _call(Exit.UNAVAILABLE, "an optional package is not installed"),
     "cohort-bad": _call(Exit.DATA, "series, atlas and phenotypes do not fit together"),
+    "atlas-missing": _call(Exit.UNAVAILABLE, "an atlas is not at hand"),
+    "atlas-bad": _call(Exit.DATA, "an atlas can't be used"),
     "log-bad": _call(Exit.CONFIGURATION, "the log of a training is damaged or not understood"),
     "too-few": _call(Exit.DATA, "too few people to train on or to judge by"),
     "no-outcome": _call(Exit.DATA, "the table of people lacks an outcome or can't be used"),

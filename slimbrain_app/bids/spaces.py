@@ -148,7 +148,12 @@ def lies_on_model_grid(affine: NDArray[np.float64]) -> bool:
 
 
 def choose_template_transform(space: str) -> Path | None:
-    """Return TemplateFlow's transform from a template to the model's, if it is on this machine.
+    """Return TemplateFlow's transform from a template to the model's, if it is on this machine."""
+    return find_template_file(f"from-{space}_mode-image_xfm.h5")
+
+
+def find_template_file(ending: str) -> Path | None:
+    """Return TemplateFlow's file of the model's template with such an ending, if it is here.
 
     Only looked for by name: importing templateflow would lay out its folder and may reach for the
     network.
@@ -156,8 +161,7 @@ def choose_template_transform(space: str) -> Path | None:
     from platformdirs import user_cache_dir
 
     home = Path(os.environ.get("TEMPLATEFLOW_HOME") or user_cache_dir("templateflow"))
-    name = f"tpl-{MODEL.space}_from-{space}_mode-image_xfm.h5"
-    path = home / f"tpl-{MODEL.space}" / name
+    path = home / f"tpl-{MODEL.space}" / f"tpl-{MODEL.space}_{ending}"
     # Files of TemplateFlow's skeleton that were never fetched are empty.
     return path if path.is_file() and path.stat().st_size > 0 else None
 

@@ -1,9 +1,9 @@
-"""Head motion and dummy scans out of a confounds table of any fMRIPrep era, or of XCP-D."""
+"""What a confounds table of any fMRIPrep era, or of XCP-D, says: motion, dummy scans, nuisance."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,15 @@ from slimbrain_app.records import Notice
 _DISPLACEMENT = ("framewise_displacement", "FramewiseDisplacement")
 _NON_STEADY = ("non_steady_state_outlier", "NonSteadyStateOutlier")
 _MISSING = ("n/a", "nan", "")
+_MOTION = {
+    "trans_x": "X",
+    "trans_y": "Y",
+    "trans_z": "Z",
+    "rot_x": "RotX",
+    "rot_y": "RotY",
+    "rot_z": "RotZ",
+}
+_TISSUES = {"csf": "CSF", "white_matter": "WhiteMatter"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,18 +54,68 @@ def read_confounds(path: Path | None, name: str | None, volumes: int) -> Confoun
     """
     if path is None:
         return Confounds(None, 0, (Notice(code="no-confounds", message="motion is unknown"),))
-    header, rows = _read_table(path)
-    if not header:
+    columns = _read_columns(path, name, volumes)
+    if not columns:
         return _unreadable(name, "no header line")
-    if len(rows) != volumes:
-        raise _bad(name, f"{volumes} rows, one per volume", f"{len(rows)} rows")
-    columns = _split_columns(header, rows, name)
     dummy_scans = _leading_dummies(columns, volumes, name)
     known = next((key for key in _DISPLACEMENT if key in columns), None)
     if known is None:
         found = _unreadable(name, f"none of the columns {', '.join(_DISPLACEMENT)}")
         return Confounds(None, dummy_scans, found.notices)
     return Confounds(_numbers(columns[known], known, name), dummy_scans, ())
+
+
+@dataclass(frozen=True, eq=False)
+class Nuisance:
+    """What can be removed from a run.
+
+    Attributes
+    ----------
+    names : tuple of str
+        As fMRIPrep names them today; none where there is no table, or no such column in it.
+    values : ndarray, shape (volumes, names)
+        After the dummy scans.
+    """
+
+    names: tuple[str, ...]
+    values: NDArray[np.float64]
+
+
+def read_nuisance(path: Path | None, name: str | None, volumes: int, dummy_scans: int) -> Nuisance:
+    """Read the 24 motion parameters and the signals of CSF and white matter, as far as known.
+
+    The 24 (Friston et al. 1996, doi:10.1002/mrm.1910350312, as fMRIPrep has them) are reckoned
+    from the six, since early releases wrote no others.
+
+    Parameters
+    ----------
+    path : Path or None
+        The confounds table.
+    name : str or None
+        Stands for the file in messages.
+    volumes : int
+        Of the source, dummy scans included.
+    dummy_scans : int
+        How many of these were left out.
+
+    Raises
+    ------
+    RunRefused
+        ``bad-confounds``: rows differ from volumes, or a value is no number.
+    """
+    columns = {} if path is None else _read_columns(path, name, volumes)
+    kept: dict[str, NDArray[np.float64]] = {}
+    for key, series in _find_known(columns, _MOTION, name).items():
+        change = np.diff(series, prepend=np.nan)
+        kept[key], kept[f"{key}_derivative1"] = series, change
+        kept[f"{key}_power2"], kept[f"{key}_derivative1_power2"] = series**2, change**2
+    kept |= _find_known(columns, _TISSUES, name)
+    values = np.empty((volumes, len(kept)))
+    for column, series in enumerate(kept.values()):
+        values[:, column] = series
+    # What was before the first volume isn't known: as in nilearn, the next change stands in.
+    values[0] = np.where(np.isnan(values[0]), values[1], values[0])
+    return Nuisance(tuple(kept), values[dummy_scans:])
 
 
 def frame_displacement(
@@ -87,6 +146,26 @@ def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
     if not lines or any(_is_number(cell) for cell in lines[0]):
         return [], []
     return [cell.strip() for cell in lines[0]], lines[1:]
+
+
+def _read_columns(path: Path, name: str | None, volumes: int) -> dict[str, tuple[str, ...]]:
+    """Return the cells of each column; none where the table has no header line."""
+    header, rows = _read_table(path)
+    if header and len(rows) != volumes:
+        raise _bad(name, f"{volumes} rows, one per volume", f"{len(rows)} rows")
+    return _split_columns(header, rows, name) if header else {}
+
+
+def _find_known(
+    columns: dict[str, tuple[str, ...]], names: Mapping[str, str], name: str | None
+) -> dict[str, NDArray[np.float64]]:
+    """Return the columns that go by a name, or by that of fMRIPrep before 1.2."""
+    found = {}
+    for key, former in names.items():
+        used = key if key in columns else former
+        if used in columns:
+            found[key] = _numbers(columns[used], used, name)
+    return found
 
 
 def _split_columns(

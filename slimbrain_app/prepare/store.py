@@ -129,19 +129,34 @@ def cell_means(prepared: PreparedRun, edge: int = 8) -> tuple[Array, NDArray[np.
     ndarray of int, shape (cells,)
         Flat index of each cell on the lattice of cubes, C order of (x, y, z).
     """
+    cells, groups = np.unique(_cells_of(prepared, edge), return_inverse=True)
+    return group_means(prepared, groups), cells
+
+
+def group_means(prepared: PreparedRun, groups: NDArray[np.intp]) -> Array:
+    """Average the run over groups of its voxels, at its own TR.
+
+    Parameters
+    ----------
+    groups : ndarray of int, shape (voxels,)
+        The group of each voxel, from 0 on and none of them empty; -1 is no group.
+
+    Returns
+    -------
+    ndarray, float32, shape (volumes, groups)
+        Means of the signal in its own units.
+    """
     from scipy.sparse import csr_array
 
-    cells, where, sizes = np.unique(
-        _cells_of(prepared, edge), return_inverse=True, return_counts=True
-    )
-    scale = np.load(prepared.folder / "scale.npy")
-    rows = (where, np.arange(len(where)))
-    shape = (len(cells), len(where))
-    to_cells = csr_array((scale / sizes[where].astype(np.float32), rows), shape=shape)
-    static = (np.bincount(where, np.load(prepared.folder / "mean.npy")) / sizes).astype(np.float32)
+    inside = np.flatnonzero(groups >= 0)
+    where = groups[inside]
+    sizes = np.bincount(where)
+    steps = np.load(prepared.folder / "scale.npy")[inside] / sizes[where].astype(np.float32)
+    to_groups = csr_array((steps, (where, inside)), shape=(len(sizes), len(groups)))
+    mean = np.load(prepared.folder / "mean.npy")[inside]
+    static = (np.bincount(where, mean) / sizes).astype(np.float32)
     signal = np.load(prepared.folder / "signal.npy", mmap_mode="r")
-    means = [to_cells @ volume.astype(np.float32) + static for volume in signal]
-    return np.stack(means), cells
+    return np.stack([to_groups @ volume.astype(np.float32) + static for volume in signal])
 
 
 def interpolate(series: NDArray[np.floating], tr: float, frame_time: float) -> Array:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nilearn.interfaces.fmriprep import load_confounds
 
 from slimbrain_app.errors import RunRefused
-from slimbrain_app.prepare.confounds import frame_displacement, read_confounds
+from slimbrain_app.prepare.confounds import frame_displacement, read_confounds, read_nuisance
 
 
 def write_table(folder, columns):
@@ -136,3 +137,58 @@ def test_frame_takes_the_larger_of_its_two_volumes(tr, frame_time):
     frames = int(49 * tr / frame_time) + 1
     expected = plain_frame_displacement(displacement, tr, frames, frame_time)
     assert frame_displacement(displacement, tr, frames, frame_time).tolist() == expected
+
+
+SIX = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
+# Before fMRIPrep 1.2.
+OLD_SIX = ("X", "Y", "Z", "RotX", "RotY", "RotZ")
+
+
+def nuisance_of(folder, columns, volumes=4, dummy_scans=0):
+    return read_nuisance(write_table(folder, columns), "confounds.tsv", volumes, dummy_scans)
+
+
+def test_nuisance_is_what_nilearn_loads_of_the_table(simulated):
+    bold = next(simulated.rglob("*_desc-preproc_bold.nii.gz"))
+    table = next(bold.parent.glob("*_desc-confounds_timeseries.tsv"))
+    expected, _ = load_confounds(
+        str(bold), strategy=("motion", "wm_csf"), motion="full", wm_csf="basic", demean=False
+    )
+    nuisance = read_nuisance(table, table.name, 40, 0)
+    assert sorted(nuisance.names) == sorted(expected.columns)
+    np.testing.assert_allclose(
+        nuisance.values, expected[list(nuisance.names)], rtol=1e-4, atol=1e-7
+    )
+
+
+def test_nuisance_is_the_same_under_the_names_of_each_era(tmp_path):
+    draw = np.random.default_rng(0).normal(size=(8, 4))
+    now = nuisance_of(tmp_path, dict(zip((*SIX, "csf", "white_matter"), draw, strict=True)))
+    then = nuisance_of(tmp_path, dict(zip((*OLD_SIX, "CSF", "WhiteMatter"), draw, strict=True)))
+    assert now.names == then.names
+    assert len(now.names) == 26
+    np.testing.assert_array_equal(now.values, then.values)
+
+
+def test_first_volume_after_dummy_scans_has_moved_from_the_last_of_them(tmp_path):
+    nuisance = nuisance_of(tmp_path, {"trans_x": [9, 1, 3, 4]}, dummy_scans=2)
+    assert nuisance.names[:2] == ("trans_x", "trans_x_derivative1")
+    assert nuisance.values.tolist() == [[3, 2, 9, 4], [4, 1, 16, 1]]
+
+
+def test_nuisance_is_as_much_as_the_table_knows(tmp_path):
+    assert nuisance_of(tmp_path, {"csf": [1, 2, 3, 4], "dvars": FD}).names == ("csf",)
+
+
+@pytest.mark.parametrize("columns", [None, {"dvars": FD}, {"1": [0.1] * 4}])
+def test_nothing_known_is_nothing_to_remove(tmp_path, columns):
+    path = None if columns is None else write_table(tmp_path, columns)
+    nuisance = read_nuisance(path, "confounds.tsv", 4, 1)
+    assert (nuisance.names, nuisance.values.shape) == ((), (3, 0))
+
+
+@pytest.mark.parametrize("column", [[1, 2, 3], [1, 2, "much", 4]])
+def test_nuisance_of_another_run_or_of_no_numbers_is_refused(tmp_path, column):
+    with pytest.raises(RunRefused) as caught:
+        nuisance_of(tmp_path, {"csf": column})
+    assert (caught.value.reason, caught.value.file) == ("bad-confounds", "confounds.tsv")
