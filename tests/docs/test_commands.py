@@ -61,7 +61,13 @@ def test_every_example_of_settings_and_filters_is_taken(pages, tmp_path):
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "docs/tutorial.md", "docs/how-to/read-outputs.md", "docs/reference/outputs.md"],
+    [
+        "README.md",
+        "docs/tutorial.md",
+        "docs/how-to/read-outputs.md",
+        "docs/how-to/use-in-scikit-learn.md",
+        "docs/reference/outputs.md",
+    ],
 )
 def test_python_of_a_page_runs_from_top_to_bottom(pages, demo, page):
     blocks = [block for _, block in pages[page].blocks("python")]
