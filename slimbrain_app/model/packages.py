@@ -60,6 +60,7 @@ CONFIG = "config.json"
 CARD = "card.md"
 CHECKSUMS = "checksums.json"
 # SHA-256 of the BOLD files that the weights, or decisions about them, were drawn from: no names.
+# Of runs that were simulated as prepared ones, their fingerprints.
 SEEN = "seen.json"
 CHECKPOINTS = "checkpoints"
 
@@ -361,14 +362,14 @@ def describe_seen(recordings: Iterable[PreparedRun], before: Package | None = No
     It tells a BOLD file that was among them, or in the trainings of the package before, and
     nothing of one that isn't at hand.
     """
-    digests = {digest for prepared in recordings for digest in _bold_digests(prepared)}
+    digests = {digest for prepared in recordings for digest in _identify(prepared)}
     digests |= _read_seen(before) if before else set()
-    return json.dumps({"bold_sha256": sorted(digests)}, indent=0) + "\n"
+    return json.dumps({"sha256": sorted(digests)}, indent=0) + "\n"
 
 
 def note_seen(package: Package, prepared: PreparedRun) -> tuple[Notice, ...]:
     """Return a notice if the run's BOLD file was used in the package's training."""
-    if _bold_digests(prepared).isdisjoint(_read_seen(package)):
+    if _identify(prepared).isdisjoint(_read_seen(package)):
         return ()
     return (
         Notice(
@@ -500,11 +501,13 @@ def _stored_dtype(package: Package) -> torch.dtype:
 
 def _read_seen(package: Package) -> set[str]:
     file = package.folder / SEEN
-    return set(json.loads(file.read_bytes())["bold_sha256"]) if file.is_file() else set()
+    return set(json.loads(file.read_bytes())["sha256"]) if file.is_file() else set()
 
 
-def _bold_digests(prepared: PreparedRun) -> set[str]:
-    return {digest for name, digest in prepared.checksums if "_bold." in name}
+def _identify(prepared: PreparedRun) -> set[str]:
+    """Return the checksums of a run's BOLD file, or its fingerprint if it never had one."""
+    digests = {digest for name, digest in prepared.checksums if "_bold." in name}
+    return digests or {prepared.fingerprint}
 
 
 def _check_files(folder: Path) -> dict[str, str]:
