@@ -103,6 +103,20 @@ def fit_reference(embeddings: NDArray[np.floating]) -> Reference:
         )
 
 
+def measure_distances(embeddings: NDArray[np.floating]) -> Floats:
+    """Return each person's squared distance from all others, as `fit_reference` reckons it.
+
+    Of embeddings (people, width), three people or more.
+    """
+    from sklearn.covariance import LedoitWolf
+    from threadpoolctl import threadpool_limits
+
+    values = np.asarray(embeddings, np.float64)
+    with threadpool_limits(1):
+        fit = LedoitWolf().fit(values)
+        return _leave_out(values - fit.location_, fit.shrinkage_)
+
+
 def _leave_out(apart: Floats, shrinkage: float) -> Floats:
     """Return each person's squared distance from the mean of the others, by their covariance.
 

@@ -18,6 +18,7 @@ from slimbrain_app.report.svg import (
     INK,
     ORANGE,
     VERMILLION,
+    Chart,
     new_figure,
     write_svg,
 )
@@ -41,16 +42,6 @@ _FAINT: dict[str, Any] = {"color": GREY, "linewidth": 0.6, "alpha": 0.8}
 Group = Literal["learning", "collapse", "probes", "pace", "extractor", "corpus"]
 Points = Sequence[tuple[float, float]]
 Timed = TypeVar("Timed", Step, Reading)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chart:
-    """A figure with its title and what to see in it."""
-
-    group: Group
-    title: str
-    caption: str
-    svg: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from slimbrain_app.report.page import group_by_code, make_environment
 from slimbrain_app.report.story import Story
 from slimbrain_app.settings import write_settings
 
+EVALUATION_PAGE = "evaluation.html"
 # Of each reason, so that thousands of refused runs leave a page that can be mailed.
 MOST_REFUSALS = 100
 # A training that rings at each reading has thousands.
@@ -37,17 +38,26 @@ def write_group_page(path: Path, story: Story) -> None:
     CallRefused
         ``not-writable`` or ``disk-full``.
     """
-    write_text(path, render_group_page(story))
+    write_text(path, render_group_page(story, (path.parent / EVALUATION_PAGE).exists()))
 
 
-def render_group_page(story: Story) -> str:
-    """Return the page's HTML."""
+def link_evaluation(path: Path) -> None:
+    """Add a link to the evaluation beside it to the page of a pretraining, where there is one."""
+    page = path.read_text(encoding="utf-8") if path.exists() else ""
+    if "</nav>" in page and f'href="{EVALUATION_PAGE}"' not in page:
+        link = f'<a href="{EVALUATION_PAGE}">Evaluation</a>\n</nav>'
+        write_text(path, page.replace("</nav>", link, 1))
+
+
+def render_group_page(story: Story, evaluation: bool = False) -> str:
+    """Return the page's HTML; with a link to the page of an evaluation if there is one."""
     charts = draw_training(story)
     return (
         make_environment()
         .get_template("group.html.jinja")
         .render(
             story=story,
+            evaluation=evaluation,
             told=told,
             charts={group: [chart for chart in charts if chart.group == group] for group in GROUPS},
             corpus_charts=draw_corpus(story),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from slimbrain_app.model.monitors import Reading
 from slimbrain_app.records import Contract, Notice, Recording, Refusal
-from slimbrain_app.settings import PretrainSettings, flatten_settings
+from slimbrain_app.settings import EvaluateSettings, PretrainSettings, flatten_settings
 from slimbrain_app.training.log import (
     Alarm,
     Checkpoint,
@@ -246,9 +246,9 @@ def count_checkpoints(story: Story) -> int:
     return len(pick(story.events, Checkpoint))
 
 
-def list_changes(settings: PretrainSettings) -> list[tuple[str, Any, Any]]:
+def list_changes(settings: PretrainSettings | EvaluateSettings) -> list[tuple[str, Any, Any]]:
     """Return key, value and default of each setting that isn't the default."""
-    defaults = dict(flatten_settings(PretrainSettings()))
+    defaults = dict(flatten_settings(type(settings)()))
     return [
         (key, value, defaults.get(key))
         for key, value in flatten_settings(settings)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ BLUE = "#0072b2"
 SKY = "#56b4e9"
 ORANGE = "#e69f00"
 VERMILLION = "#d55e00"
+GREEN = "#009e73"
+PURPLE = "#cc79a7"
 GREY = "#8c8c8c"
 # Stands for the page's text colour, black where there is no page.
 INK = "#010203"
@@ -31,6 +35,8 @@ _STYLE: dict[Any, Any] = {
     "path.simplify_threshold": 0.4,
     "svg.fonttype": "none",
     "text.color": INK,
+    # Names of columns and sites may hold dollars.
+    "text.parse_math": False,
     "xtick.color": INK,
     "xtick.major.width": 0.6,
     "ytick.color": INK,
@@ -41,6 +47,16 @@ _NUMBER = re.compile(r"-?\d+\.\d+")
 _PATH = re.compile(r' d="[^"]*"')
 _ID = re.compile(r' id="([^"]*)"')
 _REFERENCE = re.compile(r'(?:url\(#|href="#)([^)"]*)')
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """A figure with its title and what to see in it; ``group`` is where in a page it stands."""
+
+    group: str
+    title: str
+    caption: str
+    svg: str
 
 
 @contextmanager
@@ -62,7 +78,9 @@ def write_svg(figure: Figure, name: str, description: str) -> str:
     from matplotlib import rc_context
 
     stream = io.StringIO()
-    with rc_context({"svg.hashsalt": name}):
+    with rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        # Letters that this machine's font lacks are drawn by the reader's.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(
             stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )
