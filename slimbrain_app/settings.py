@@ -426,8 +426,26 @@ class FinetuneSettings(EvaluateSettings):
     package_name: Annotated[str, Predicate(_is_plain)] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class TabulateSettings:
+    """Everything that tables over a cohort can be told.
+
+    ``model`` is a package's name, or the start of its checksum; the only one there is if None.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    model: str | None = None
+    select: Select = field(default_factory=Select)
+
+
 Settings = TypeVar(
-    "Settings", ParticipantSettings, PretrainSettings, EvaluateSettings, FinetuneSettings
+    "Settings",
+    ParticipantSettings,
+    PretrainSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    TabulateSettings,
 )
 AnySettings = ParticipantSettings | PretrainSettings | EvaluateSettings | FinetuneSettings
 

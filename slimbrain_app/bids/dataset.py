@@ -26,6 +26,7 @@ IGNORED = (
     "desc-slimbrain_splits.*",
     "desc-slimbrain_scores.*",
     "desc-slimbrain_calibration.*",
+    "desc-slimbrain_people.*",
     "desc-slimbrain_corpus.*",
     "models",
     "prepared",

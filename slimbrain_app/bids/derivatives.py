@@ -113,7 +113,7 @@ def check_dataset(dataset: Path) -> tuple[Notice, ...]:
         ``no-input`` if it is not there, ``raw-dataset`` if it holds raw data, or is the folder
         above the derivatives.
     """
-    _require_folder(dataset)
+    require_folder(dataset)
     description = read_description(dataset)
     if _looks_raw(dataset, description):
         raise _raw_dataset(dataset)
@@ -155,7 +155,8 @@ def _list_faults(description: Description) -> Iterator[Notice]:
                 )
 
 
-def _require_folder(dataset: Path) -> None:
+def require_folder(dataset: Path) -> None:
+    """Refuse as ``no-input`` what isn't there, or is no folder that may be listed."""
     try:
         with os.scandir(dataset):
             return

@@ -8,7 +8,7 @@ more than the participants that were asked for.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,6 +52,8 @@ __all__ = [
     "discover",
     "discover_participant",
     "list_participants",
+    "no_participant",
+    "no_runs_left",
     "read_filter_file",
 ]
 
@@ -230,12 +232,12 @@ def _choose_participants(dataset: Path, select: Select) -> list[Participant]:
     participants = [Participant(dataset, label) for label in dict.fromkeys(asked)]
     unknown = [person.label for person in participants if not person.folder.is_dir()]
     if unknown:
-        raise _no_participant(dataset, unknown)
+        raise no_participant(dataset, unknown, list_participants(dataset))
     return participants
 
 
-def _no_participant(dataset: Path, unknown: list[str]) -> CallRefused:
-    there = list_participants(dataset)
+def no_participant(dataset: Path, unknown: list[str], there: Sequence[str]) -> CallRefused:
+    """Return why the call can't go on, with the labels of ``there`` most like the unknown ones."""
     near = dict.fromkeys(label for one in unknown for label in _list_nearest(one, there))
     nearest = ", ".join(list(near)[:5]) or "none"
     return CallRefused(
@@ -266,7 +268,7 @@ def _nothing_found(dataset: Path, participants: list[Participant], wanted: Filte
         for run in gather_runs(_list_functional(participant, anything))
         for file in (run.bold or run.files)
     ]
-    return _no_runs(dataset, names, wanted) if names else _no_bold(dataset, participants)
+    return no_runs_left(dataset, names, wanted) if names else _no_bold(dataset, participants)
 
 
 def _no_bold(dataset: Path, participants: list[Participant]) -> CallRefused:
@@ -280,7 +282,8 @@ def _no_bold(dataset: Path, participants: list[Participant]) -> CallRefused:
     )
 
 
-def _no_runs(dataset: Path, names: list[Name], wanted: Filter) -> CallRefused:
+def no_runs_left(dataset: Path, names: list[Name], wanted: Filter) -> CallRefused:
+    """Return why nothing is left of ``names``: which condition admits none of them."""
     left = names
     for condition in wanted.conditions:
         kept = [name for name in left if condition.admits_name(name)]

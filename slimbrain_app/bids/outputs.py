@@ -84,7 +84,7 @@ def write_run(
     if not predictions:
         _remove_table(output, name_output(run, contract, "predictions", ".tsv"))
     for name, table in _tabulate(run, ranked, embedding, predictions, provenance):
-        _write_table(output / name, table)
+        write_table(output / name, table)
         content[name] = describe_columns(table.columns, provenance.model.heads)
 
     facts = describe_run(run, prepared, ranked, embedding, provenance)
@@ -112,7 +112,7 @@ def write_person(
         _remove_table(output, name)
         return
     table, contract = _tabulate_predictions(predictions), provenance.model.contract
-    _write_table(output / name, table)
+    write_table(output / name, table)
     sources = [name_output(run, contract, "embeddings", ".tsv", stat="mean") for run in runs]
     facts = {
         **describe_columns(table.columns, provenance.model.heads),
@@ -236,7 +236,8 @@ def _remove_table(output: Path, name: str) -> None:
         (output / part).unlink(missing_ok=True)
 
 
-def _write_table(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as all of ours are: tabs, ``n/a``, nine significant digits."""
     # Nine significant digits bring every float32 back to the last bit.
     with whole_file(path) as temporary:
         table.to_csv(temporary, sep="\t", index=False, float_format="%.9g", na_rep="n/a")

@@ -12,21 +12,31 @@ _SITES = ("site", "siteid", "sitename", "acquisitionsite", "center", "centre", "
 _MISSING = ("", "n/a", "nan")
 
 
+def read_labels(dataset: Path) -> tuple[str, ...]:
+    """Return the participants in the table's order; nothing where there is none."""
+    return tuple(dict.fromkeys(map(_label_of, _read_rows(dataset))))
+
+
 def read_sites(dataset: Path) -> dict[str, str]:
     """Return the site of each participant, by label, where the dataset states it."""
-    try:
-        text = (dataset / TABLE).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        return {}  # No table, or none that can be read: sites are not needed.
-    rows = csv.DictReader(text.splitlines(), delimiter="\t")
+    rows = _read_rows(dataset)
     column = next((name for name in rows.fieldnames or () if is_site(name)), None)
     if column is None:
         return {}
-    sites = {
-        (row.get("participant_id") or "").strip().removeprefix("sub-"): (row[column] or "").strip()
-        for row in rows
-    }
+    sites = {_label_of(row): (row[column] or "").strip() for row in rows}
     return {label: site for label, site in sites.items() if site.lower() not in _MISSING}
+
+
+def _read_rows(dataset: Path) -> csv.DictReader[str]:
+    try:
+        text = (dataset / TABLE).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        text = ""  # No table, or none that can be read: neither sites nor order are needed.
+    return csv.DictReader(text.splitlines(), delimiter="\t")
+
+
+def _label_of(row: dict[str, str]) -> str:
+    return (row.get("participant_id") or "").strip().removeprefix("sub-")
 
 
 def is_site(column: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from slimbrain_app.files import sha256_of
@@ -108,6 +109,9 @@ def describe_run(
         "ConstantVoxels": prepared.constant_voxels,
         "ClippedValues": prepared.clipped_values,
         "ReplacedValues": prepared.replaced_values,
+        "MeanFramewiseDisplacement": _average(prepared.displacement),
+        "Windows": len(ranked.windows),
+        "SelectedWindows": len(ranked.selected),
         "RankingMethod": ranked.method,
         "Warnings": [asdict(notice) for notice in notices],
     }
@@ -136,6 +140,7 @@ def describe_model(model: ModelIdentity) -> dict[str, Any]:
         "SHA256": model.sha256,
         "Trained": model.trained,
         "Contract": asdict(model.contract),
+        "Heads": [_describe_head(head) for head in model.heads],
         "Warnings": [asdict(notice) for notice in model.notices],
     }
 
@@ -146,6 +151,24 @@ def inputs_agree(run: Run, known: Mapping[str, Any]) -> bool:
     return sources.keys() == known.keys() and all(
         _is_unchanged(path, known[uri]) for uri, path in sources.items()
     )
+
+
+def _average(displacement: Sequence[float] | None) -> float | None:
+    """Return the mean in mm; the first volume has none before it to move from."""
+    if displacement is None or len(displacement) < 2:
+        return None
+    return round(fmean(displacement[1:]), 4)
+
+
+def _describe_head(head: Head) -> dict[str, Any]:
+    return {
+        "Outcome": head.outcome,
+        "Kind": head.kind,
+        "People": head.people,
+        "Units": head.units,
+        "Levels": {level: head.levels.get(level, level) for level in head.classes},
+        "Performance": head.performance,
+    }
 
 
 def _describe_dimension(column: str) -> dict[str, str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slimbrain_app.errors import RunRefused
 from slimbrain_app.files import write_json
 from slimbrain_app.records import Notice, Refusal, RunStatus
 
@@ -21,10 +23,45 @@ def write_status(output: Path, participant: str, statuses: Sequence[RunStatus]) 
 def read_status(output: Path, participant: str) -> tuple[RunStatus, ...]:
     """Return what `write_status` wrote, or nothing if it is absent or not understood."""
     try:
-        content = json.loads(_place(output, participant).read_text(encoding="utf-8"))
-        return tuple(_restore(run) for run in content["runs"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return load_status(output, participant)
+    except RunRefused:
         return ()
+
+
+def load_status(output: Path, participant: str) -> tuple[RunStatus, ...]:
+    """Return what `write_status` wrote.
+
+    Raises
+    ------
+    RunRefused
+        ``output-bad`` if it is absent or not understood.
+    """
+    place = _place(output, participant)
+    try:
+        content = json.loads(place.read_text(encoding="utf-8"))
+        return tuple(_restore(run) for run in content["runs"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunRefused(
+            "output-bad",
+            file=place.relative_to(output).as_posix(),
+            expected="how the participant's runs have ended",
+            found=describe_fault(error),
+            advice="start the participant level again for this participant",
+        ) from error
+
+
+def describe_fault(error: Exception) -> str:
+    """Return in words why a JSON or table of ours can't be read."""
+    if isinstance(error, OSError):
+        return error.strerror or "a file that can't be read"
+    if isinstance(error, KeyError):
+        return f"nothing under {error}"
+    return str(error)
+
+
+def list_told(output: Path) -> tuple[str, ...]:
+    """List the participants that have a status file, sorted."""
+    return tuple(sorted(file.name[4:-12] for file in (output / "logs").glob("sub-*_status.json")))
 
 
 def has_status(output: Path, participant: str) -> bool:
@@ -37,9 +74,12 @@ def remove_status(output: Path, participant: str) -> None:
 
 
 def join_status(output: Path) -> None:
-    """Write ``logs/status.json``, the union of the participants' files."""
-    files = sorted((output / "logs").glob("sub-*_status.json"))
-    content = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    """Write ``logs/status.json``, the union of the participants' files that can be read."""
+    content = []
+    for label in list_told(output):
+        # A damaged one is told of where its participant's runs are.
+        with suppress(OSError, ValueError):
+            content.append(json.loads(_place(output, label).read_text(encoding="utf-8")))
     write_json(output / "logs" / "status.json", content)
 
 

@@ -65,6 +65,7 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
         "pretrain": _pretrain,
         "evaluate": _evaluate,
         "finetune": _finetune,
+        "tabulate": _tabulate,
     }
     return verbs[name_verb(options)](options, datasets, anonymise(words), terminal)
 
@@ -127,6 +128,21 @@ def _finetune(
         command=tuple(command),
     )
     return finetune(call, notices, terminal)
+
+
+def _tabulate(
+    options: argparse.Namespace, datasets: list[Path], _: list[str], terminal: Terminal
+) -> int:
+    from slimbrain_app.settings import TabulateSettings
+
+    settings, notices = make_settings(TabulateSettings, options)
+
+    from slimbrain_app.cli.tabulating import tabulate
+    from slimbrain_app.workflow.tabulating import TabulateCall
+
+    (dataset,), output = datasets, options.output_dir.resolve()
+    call = TabulateCall(dataset=dataset, output=output, settings=settings)
+    return tabulate(call, notices, terminal, dry_run=options.dry_run)
 
 
 def _embed(

@@ -11,7 +11,7 @@ from typing import NoReturn
 from slimbrain_app.errors import CallRefused
 
 LEVELS = ("participant", "group")
-ACTIONS = ("pretrain", "finetune", "evaluate")
+ACTIONS = ("tabulate", "pretrain", "finetune", "evaluate")
 
 
 class Parser(argparse.ArgumentParser):

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 Keys = tuple[str, ...]
 
 # Which option makes which setting, on both levels and on one: tables and key.
-_SHARED: Mapping[str, Keys] = {
-    "seed": ("seed",),
+_SELECTION: Mapping[str, Keys] = {
     "participant_label": ("select", "participants"),
     "session_id": ("select", "sessions"),
     "task_id": ("select", "tasks"),
     "run_id": ("select", "runs"),
+}
+_SHARED: Mapping[str, Keys] = {
+    **_SELECTION,
+    "seed": ("seed",),
     "space": ("prepare", "space"),
     "tr": ("prepare", "tr"),
     "dummy_scans": ("prepare", "dummy_scans"),
@@ -58,12 +61,17 @@ SETTINGS: Mapping[str, Mapping[str, Keys]] = {
         "save_prepared": ("output", "save_prepared"),
         "overwrite": ("output", "overwrite"),
     },
+    "tabulate": {**_SELECTION, "model": ("model",)},
     "pretrain": {**_SHARED, "preset": ("preset",), "package_name": ("package_name",)},
     "evaluate": {**_SHARED, **_EMBEDDING, **_PREDICTION},
     "finetune": {**_SHARED, **_EMBEDDING, **_PREDICTION, "package_name": ("package_name",)},
 }
-# Options of the group level that make no setting.
-_OF_GROUP = ("action", "dataset")
+# Options that make no setting, by verb.
+_OTHERS: Mapping[str, Keys] = {
+    "participant": (),
+    "tabulate": ("action",),
+    **dict.fromkeys(("pretrain", "evaluate", "finetune"), ("action", "dataset")),
+}
 
 
 def make_parser() -> Parser:
@@ -158,7 +166,7 @@ def _add_processing(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_group(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--action", choices=ACTIONS, help="what to do")
+    group.add_argument("--action", choices=ACTIONS, help="what to do (default: tabulate)")
     group.add_argument(
         "--dataset",
         type=Path,
@@ -277,18 +285,16 @@ def _describe_version() -> str:
 
 def name_verb(options: argparse.Namespace) -> str:
     """Return what is to be done: the level, or the action on the group level."""
-    verb: str = options.action if options.analysis_level == "group" else options.analysis_level
-    return verb
+    level: str = options.analysis_level
+    return (options.action or "tabulate") if level == "group" else level
 
 
 def check_verb(parser: Parser, options: argparse.Namespace) -> None:
-    """Refuse options of another verb, and a group call that does not say what to do."""
+    """Refuse options of another verb."""
     level, verb = options.analysis_level, name_verb(options)
-    if verb is None:
-        parser.error(f"the group level without --action, one of: {', '.join(ACTIONS)}")
-    known = {*SETTINGS[verb], *(_OF_GROUP if level == "group" else ())}
+    known = {*SETTINGS[verb], *_OTHERS[verb]}
     every = {dest for table in SETTINGS.values() for dest in table}
-    for dest in (*sorted(every), *_OF_GROUP):
+    for dest in (*sorted(every), "action", "dataset"):
         if dest not in known and getattr(options, dest) is not None:
             spelling = f"--{dest.replace('_', '-')}"
             where = f"--action {verb}" if level == "group" else "the participant level"

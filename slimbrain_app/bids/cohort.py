@@ -1,0 +1,264 @@
+"""A cohort in an output folder: every run and person, read back from what was written of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from slimbrain_app.bids.discover import list_participants, no_participant, no_runs_left
+from slimbrain_app.bids.entities import VARIANT, Entities, Name, parse_name, strip_prefix
+from slimbrain_app.bids.filters import Filter, build_filter
+from slimbrain_app.bids.folders import Participant
+from slimbrain_app.bids.outputs import name_person_output, read_predictions
+from slimbrain_app.bids.status import describe_fault, has_status, list_told, load_status
+from slimbrain_app.errors import CallRefused, RunRefused
+from slimbrain_app.records import Prediction, Refusal
+from slimbrain_app.settings import Select
+
+# What is kept of a run's sidecar; its columns and checksums are most of its size.
+_KEPT = (
+    "RepetitionTime",
+    "RepetitionTimeOrigin",
+    "Ladder",
+    "Volumes",
+    "DummyScans",
+    "Voxels",
+    "Coverage",
+    "ConstantVoxels",
+    "ClippedValues",
+    "ReplacedValues",
+    "MeanFramewiseDisplacement",
+    "Windows",
+    "SelectedWindows",
+    "Warnings",
+)
+_RUN = "the run's embedding with its sidecar"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Making:
+    """With which weights and settings runs were embedded, as their sidecars say it."""
+
+    name: str
+    sha256: str
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    fingerprint: str
+    seed: int
+
+    @property
+    def heads(self) -> list[Mapping[str, Any]]:
+        return list(self.model.get("Heads", ()))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CohortRun:
+    """A run that was found by an earlier call.
+
+    Attributes
+    ----------
+    name : str
+        Or what stands for it: ``sub-01`` where nothing else is known.
+    refusal : Refusal or None
+        Why it isn't done, or why what was written of it can't be used.
+    making : Making or None
+        Of a run that is done.
+    facts : mapping
+        What its sidecar says of quality, by the sidecar's keys.
+    embedding : str
+        The row of its table; ``columns`` is the header.
+    source : str
+        That table, below the output folder.
+    """
+
+    participant: str
+    name: str
+    entities: Entities
+    refusal: Refusal | None = None
+    making: Making | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    columns: str = ""
+    embedding: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PersonPredictions:
+    """What is predicted of a person, by the package of which checksum, from which runs."""
+
+    sha256: str
+    runs: tuple[str, ...]
+    predictions: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Trace:
+    """A run before its outputs are read: how it ended, its sidecar, or both."""
+
+    participant: str
+    run: str
+    name: Name
+    sidecar: Path | None
+    refusal: Refusal | None
+
+
+def read_cohort(output: Path, select: Select) -> tuple[CohortRun, ...]:
+    """Read every selected run, whether its participant's status file or only a sidecar tells of it.
+
+    A run whose outputs are damaged is returned with a refusal, as is a participant whose status
+    file is.
+
+    Raises
+    ------
+    CallRefused
+        ``no-runs``: no participant-level call has written here, or the filters leave no run;
+        ``no-participant``.
+    """
+    traces = [
+        trace for label in _choose_labels(output, select) for trace in _trace_runs(output, label)
+    ]
+    wanted = _of_runs(build_filter(select))
+    chosen = [trace for trace in traces if _is_wanted(trace, wanted)]
+    if not chosen:
+        raise no_runs_left(output, [trace.name for trace in traces], wanted)
+    makings: dict[tuple[str, str], Making] = {}
+    return tuple(_read_run(output, trace, makings) for trace in chosen)
+
+
+def read_person(output: Path, participant: str) -> PersonPredictions | None:
+    """Read what is predicted of a person; None where nothing is.
+
+    Raises
+    ------
+    RunRefused
+        ``output-bad``
+    """
+    name = name_person_output(participant, "predictions", ".json")
+    if not (output / name).exists():
+        return None
+    try:
+        facts = json.loads((output / name).read_bytes())
+        return PersonPredictions(
+            sha256=facts["Model"]["SHA256"],
+            runs=tuple(facts["Runs"]),
+            predictions=read_predictions((output / name).with_suffix(".tsv")),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(
+            name, "what is predicted of a person, with its sidecar", describe_fault(error)
+        ) from error
+
+
+def _choose_labels(output: Path, select: Select) -> list[str]:
+    there = sorted({*list_told(output), *(list_participants(output) if output.is_dir() else ())})
+    if not there:
+        raise CallRefused(
+            "no-runs",
+            file=output,
+            expected="what the participant level writes",
+            found="no participant in logs/ or sub-*",
+            advice="run the participant level into this folder first",
+        )
+    asked = dict.fromkeys(strip_prefix("sub", label) for label in select.participants)
+    unknown = [label for label in asked if label not in there]
+    if unknown:
+        raise no_participant(output, unknown, there)
+    return list(asked) or there
+
+
+def _of_runs(wanted: Filter) -> Filter:
+    """Leave out conditions on what tells files of a run apart: all were made from one of them."""
+    return Filter(tuple(condition for condition in wanted.conditions if condition.on_run))
+
+
+def _is_wanted(trace: _Trace, wanted: Filter) -> bool:
+    of_person = trace.refusal is not None and len(trace.name.entities) == 1
+    return of_person or wanted.admits_run(trace.name)
+
+
+def _trace_runs(output: Path, label: str) -> Iterator[_Trace]:
+    trace = partial(_Trace, participant=label)
+    refusals: dict[str, Refusal | None] = {}
+    try:
+        if has_status(output, label):
+            refusals = {status.run: status.refusal for status in load_status(output, label)}
+    except RunRefused as error:
+        refusals = {f"sub-{label}": Refusal.of(f"sub-{label}", error)}
+    sidecars = dict(_list_sidecars(output, label))
+    for run in sorted({*refusals, *sidecars}):
+        name = parse_name(f"{run}_bold.nii.gz") or Name((("sub", label),), "bold", ".nii.gz")
+        yield trace(run=run, name=name, sidecar=sidecars.get(run), refusal=refusals.get(run))
+
+
+def _list_sidecars(output: Path, label: str) -> Iterator[tuple[str, Path]]:
+    """Yield runs and the sidecars by which they count as done."""
+    person = Participant(output, label)
+    if not person.folder.is_dir():
+        return
+    for session in (None, *person.sessions):
+        for file in person.list_files("func", session):
+            name = file.name
+            if (name.suffix, name.extension, name.get("stat")) == ("embeddings", ".json", "mean"):
+                entities = name.without((*VARIANT, "stat"))
+                yield "_".join(f"{key}-{value}" for key, value in entities), file.path
+
+
+def _read_run(output: Path, trace: _Trace, makings: dict[tuple[str, str], Making]) -> CohortRun:
+    run = partial(
+        CohortRun, participant=trace.participant, name=trace.run, entities=trace.name.entities
+    )
+    if trace.refusal:
+        return run(refusal=trace.refusal)
+    try:
+        if trace.sidecar is None:
+            raise _damaged(trace.run, _RUN, "no file of that name")
+        return run(**_read_outputs(output, trace.sidecar, makings))
+    except RunRefused as error:
+        return run(refusal=Refusal.of(trace.run, error))
+
+
+def _read_outputs(
+    output: Path, sidecar: Path, makings: dict[tuple[str, str], Making]
+) -> dict[str, Any]:
+    """Return what a run's sidecar and the table of its embedding say, once they agree."""
+    table = sidecar.with_suffix(".tsv")
+    source = table.relative_to(output).as_posix()
+    try:
+        facts, content = json.loads(sidecar.read_bytes()), table.read_bytes()
+        if hashlib.sha256(content).hexdigest() != facts["Outputs"][source]:
+            raise ValueError("a table that is not the one written with it")
+        columns, row = content.decode().splitlines()
+        making = Making(
+            name=facts["Model"]["Name"],
+            sha256=facts["Model"]["SHA256"],
+            model=facts["Model"],
+            settings=facts["Settings"],
+            fingerprint=facts["SettingsFingerprint"],
+            seed=facts["Seed"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(
+            sidecar.relative_to(output).as_posix(), _RUN, describe_fault(error)
+        ) from error
+    return {
+        "making": makings.setdefault((making.sha256, making.fingerprint), making),
+        "facts": {key: facts.get(key) for key in _KEPT},
+        "columns": columns,
+        "embedding": row,
+        "source": source,
+    }
+
+
+def _damaged(file: str, expected: str, found: str) -> RunRefused:
+    return RunRefused(
+        "output-bad",
+        file=file,
+        expected=expected,
+        found=found,
+        advice="start the participant level again: it makes anew what is damaged",
+    )
