@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation.metrics import area, explained, weigh_evenly
@@ -105,7 +106,7 @@ def fit_linear(
     if len(matrix) < 3:
         raise refuse_few(coded, "at least three people in each fit")
     outputs = classes if classes > 2 else 1
-    with threadpool_limits(1):  # The matrices are small: threads would wait for one another.
+    with _find_threads().limit(limits=1):
         zero, unit = matrix.mean(axis=0), _find_unit(matrix)
         rows, back = _rotate((matrix - zero) / unit)
         penalty, held_out = _choose_penalty(rows, coded, outputs, folds, seed)
@@ -125,6 +126,12 @@ def fit_linear(
         return LinearModel(**shared, slope=slope, intercept=intercept)
     errors = np.abs(held_out[:, 0] - coded.values)
     return LinearModel(**shared, centre=float(coded.values.mean()), margin=_find_margin(errors))
+
+
+@cache
+def _find_threads() -> ThreadpoolController:
+    """Return what limits threads: the matrices are small, and they would wait for one another."""
+    return ThreadpoolController()
 
 
 def _find_unit(matrix: Floats) -> Floats:

@@ -29,3 +29,9 @@ def draw_people(make_outcome):
         return features, make_outcome(values, kind, labels)
 
     return draw
+
+
+@pytest.fixture
+def one_penalty(monkeypatch):
+    """Choose among a single penalty, where the choice isn't what is tested."""
+    monkeypatch.setattr("slimbrain_app.evaluation.linear.PENALTIES", (1.0,))

@@ -417,18 +417,35 @@ def test_a_call_killed_at_any_move_loses_no_checkpoint_and_can_be_made_again(
 
 
 def test_only_the_bold_files_of_a_training_are_known_again_and_by_no_name(made, tmp_path):
-    run = make_prepared((("sub-7/func/sub-7_task-rest_desc-preproc_bold.nii.gz", "a1"),))
-    mask = make_prepared((("sub-7/func/sub-7_task-rest_desc-brain_mask.nii.gz", "a2"),))
-    other = make_prepared((("sub-7/func/sub-7_task-rest_desc-preproc_bold.nii.gz", "a2"),))
+    run = make_prepared((("sub-7/func/sub-7_task-rest_desc-preproc_bold.nii.gz", "a1"),), "f1")
+    mask = make_prepared((("sub-7/func/sub-7_task-rest_desc-brain_mask.nii.gz", "a2"),), "f2")
+    other = make_prepared((("sub-7/func/sub-7_task-rest_desc-preproc_bold.nii.gz", "a2"),), "f1")
     save_trained(tmp_path / "one", records={"seen.json": describe_seen([run, mask])})
     package = load_package(tmp_path / "one")
     assert [notice.code for notice in note_seen(package, run)] == ["seen-in-training"]
-    assert not note_seen(package, other) and not note_seen(package, mask)
+    assert not note_seen(package, other)
     assert "sub" not in (package.folder / "seen.json").read_text()
     assert not note_seen(load_package(made), run)
 
 
-def make_prepared(checksums: tuple[tuple[str, str], ...]) -> PreparedRun:
+def test_a_run_that_never_had_a_bold_file_is_known_again_by_its_fingerprint(tmp_path):
+    run, other = make_prepared((), "f1"), make_prepared((), "f2")
+    save_trained(tmp_path / "one", records={"seen.json": describe_seen([run])})
+    package = load_package(tmp_path / "one")
+    assert note_seen(package, run) and not note_seen(package, other)
+
+
+def test_what_a_package_has_seen_stays_seen_in_what_is_made_of_it(tmp_path):
+    first, second, other = (make_prepared((), name) for name in ("f1", "f2", "f3"))
+    save_trained(tmp_path / "one", records={"seen.json": describe_seen([first])})
+    both = describe_seen([second], load_package(tmp_path / "one"))
+    save_trained(tmp_path / "two", records={"seen.json": both})
+    package = load_package(tmp_path / "two")
+    assert note_seen(package, first) and note_seen(package, second)
+    assert not note_seen(package, other)
+
+
+def make_prepared(checksums: tuple[tuple[str, str], ...], fingerprint: str) -> PreparedRun:
     return PreparedRun(
         folder=Path("prepared"),
         volumes=2,
@@ -443,7 +460,7 @@ def make_prepared(checksums: tuple[tuple[str, str], ...]) -> PreparedRun:
         replaced_values=0,
         displacement=None,
         checksums=checksums,
-        fingerprint="",
+        fingerprint=fingerprint,
         notices=(),
     )
 
