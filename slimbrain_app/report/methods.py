@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slimbrain_app.records import Contract, Head, ModelIdentity
-from slimbrain_app.settings import ParticipantSettings, Prepare, PretrainSettings, Rank
+from slimbrain_app.settings import (
+    EvaluateSettings,
+    ParticipantSettings,
+    Prepare,
+    PretrainSettings,
+    Rank,
+)
 
 if TYPE_CHECKING:
     from slimbrain_app.training.log import Start
@@ -49,6 +56,25 @@ _REFERENCES = {
     "performance of pretrained self-supervised representations by their rank. Proceedings of the "
     "40th International Conference on Machine Learning, PMLR 202:10929-10974. "
     "https://arxiv.org/abs/2210.02885",
+    "atlas": "Schaefer A, Kong R, Gordon EM, et al. (2018). Local-global parcellation of the human "
+    "cerebral cortex from intrinsic functional connectivity MRI. Cerebral Cortex 28:3095-3114. "
+    "https://doi.org/10.1093/cercor/bhx179",
+    "cleaning": "Lindquist MA, Geuter S, Wager TD, Caffo BS (2019). Modular preprocessing "
+    "pipelines can reintroduce artifacts into fMRI data. Human Brain Mapping 40:2358-2376. "
+    "https://doi.org/10.1002/hbm.24528",
+    "tangent": "Varoquaux G, Baronnet F, Kleinschmidt A, Fillard P, Thirion B (2010). Detection of "
+    "brain functional-connectivity difference in post-stroke patients using group-level covariance "
+    "modeling. Medical Image Computing and Computer-Assisted Intervention, 200-208. "
+    "https://doi.org/10.1007/978-3-642-15705-9_25",
+    "shrinkage": "Ledoit O, Wolf M (2004). A well-conditioned estimator for large-dimensional "
+    "covariance matrices. Journal of Multivariate Analysis 88:365-411. "
+    "https://doi.org/10.1016/S0047-259X(03)00096-4",
+    "permutation": "Ojala M, Garriga GC (2010). Permutation tests for studying classifier "
+    "performance. Journal of Machine Learning Research 11:1833-1863. "
+    "https://jmlr.org/papers/v11/ojala10a.html",
+    "sklearn": "Pedregosa F, Varoquaux G, Gramfort A, et al. (2011). Scikit-learn: machine "
+    "learning in Python. Journal of Machine Learning Research 12:2825-2830. "
+    "https://jmlr.org/papers/v12/pedregosa11a.html",
     "torch": "Paszke A, Gross S, Massa F, et al. (2019). PyTorch: an imperative style, "
     "high-performance deep learning library. Advances in Neural Information Processing Systems 32. "
     "https://arxiv.org/abs/1912.01703",
@@ -59,6 +85,8 @@ _REFERENCES = {
     "neuro-imaging file formats. Zenodo. https://doi.org/10.5281/zenodo.591597",
 }
 
+# Runs may lack some confounds.
+_CLEANINGS = 3
 _MODES = {
     "mutual": "by how well each explains the rest of the run and is explained by it",
     "representative": "by how well the rest of the run explains each of them",
@@ -102,6 +130,42 @@ def describe_pretraining(
         " ".join([_describe_selection(settings.rank, contract), _describe_extractor(settings)]),
         _describe_objective(settings),
         _describe_optimisation(settings, start, software),
+        _describe_software(software),
+    )
+
+
+def describe_evaluation(
+    settings: EvaluateSettings,
+    model: ModelIdentity,
+    software: Mapping[str, str],
+    *,
+    by_site: bool,
+    inner_folds: int,
+    draws: int,
+    cleanings: Sequence[str],
+) -> str:
+    """Return the methods text of an evaluation in Markdown, like `describe_methods`.
+
+    Parameters
+    ----------
+    by_site : bool
+        Whether whole sites were left out as well.
+    inner_folds : int
+        Within the people fitted to.
+    draws : int
+        Of people, for the intervals.
+    cleanings : sequence of str
+        How series were cleaned, each way in half a sentence.
+    """
+    embedding = settings.embedding
+    return _join(
+        _describe_preparation(settings.prepare, model.contract, software),
+        _describe_selection(settings.rank, model.contract),
+        _describe_encoding(embedding, replace(model, heads=()))
+        + " A person's embedding is the mean over runs.",
+        _describe_judging(settings, by_site, inner_folds, software),
+        _describe_baselines(settings, cleanings),
+        _describe_scores(settings, draws),
         _describe_software(software),
     )
 
@@ -254,6 +318,75 @@ def _describe_optimisation(
         f"{scale_rate(train.last_rate, start.batch):.3g} as a cosine; "
         f"gradients were clipped at a norm of {train.clip:g}.{validation} The random seed was "
         f"{settings.seed}."
+    )
+
+
+def _describe_judging(
+    settings: EvaluateSettings, by_site: bool, inner_folds: int, software: Mapping[str, str]
+) -> str:
+    judge, family = settings.judge, settings.predict.family
+    together = (
+        f", with the people of one family ('{family}') on the same side"
+        if family is not None
+        else ""
+    )
+    sites = " and, apart from that, one whole site at a time" if by_site else ""
+    confounds = (
+        f" {' and '.join(judge.deconfound)} were taken out of all features by a linear regression "
+        "fitted to the same people."
+        if judge.deconfound
+        else ""
+    )
+    return (
+        f"Every person was predicted by linear models fitted to others: {judge.folds} folds of "
+        f"people at random, alike in the outcome, {judge.repeats} times{together}{sites} were "
+        f"left out. Features were standardised, and a logistic regression with balanced classes, "
+        f"or a ridge regression of numbers, was fitted "
+        f"({_named('scikit-learn', software)}; Pedregosa et al., 2011). The penalty was chosen, "
+        f"and probabilities were calibrated and 90 % intervals of numbers found, by "
+        f"{inner_folds} folds within the people fitted to; nobody who was judged had a part in "
+        f"any of it.{confounds}"
+    )
+
+
+def _describe_baselines(settings: EvaluateSettings, cleanings: Sequence[str]) -> str:
+    baseline = settings.baseline
+    atlas = (
+        f"the atlas '{baseline.atlas}' (Schaefer et al., 2018)"
+        if baseline.atlas.startswith("schaefer")
+        else "an atlas of the user's"
+    )
+    kinds = {
+        "correlation": "Fisher's z of the correlation",
+        "partial": "Fisher's z of the partial correlation, of a covariance shrunk after Ledoit and "
+        "Wolf, 2004",
+        "tangent": "the tangent at the mean covariance of those fitted to (Varoquaux et al., 2010)",
+    }
+    shown = "; or ".join(cleanings[:_CLEANINGS])
+    more = len(cleanings) - _CLEANINGS
+    others = f"; or of fewer or other confounds, in {more} more ways" if more > 0 else ""
+    measured = " and ".join(kinds[kind] for kind in baseline.connectivity)
+    connectivity = f"functional connectivity, that is {measured}; " if measured else ""
+    return (
+        f"The same folds and the same fit told the outcomes from other features: {connectivity}"
+        f"the mean and the deviation over time of each parcel; and covariates alone, without the "
+        f"outcome. Series were those of {atlas}. For connectivity they were {shown}{others}; "
+        f"confounds were filtered alike before they were removed (Lindquist et al., 2019)."
+    )
+
+
+def _describe_scores(settings: EvaluateSettings, draws: int) -> str:
+    permutations = settings.judge.permutations
+    tested = (
+        f" p is the share of {permutations} outcomes dealt anew among people, and the true one, "
+        f"that were told as well by all of the procedure (Ojala and Garriga, 2010)."
+        if permutations
+        else ""
+    )
+    return (
+        f"Scores are over all people at once, and the mean over repeats. Intervals are the middle "
+        f"95 % of {draws} draws of the people judged, with replacement; of differences, of the "
+        f"same people for both.{tested}"
     )
 
 

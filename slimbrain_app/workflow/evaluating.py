@@ -25,6 +25,7 @@ from slimbrain_app.evaluation.comparison import (
     lay_schemes,
 )
 from slimbrain_app.evaluation.judging import Score, identify_people
+from slimbrain_app.evaluation.map import COLUMNS as PEOPLE_COLUMNS
 from slimbrain_app.evaluation.outcomes import Outcome, read_phenotype, take_outcomes
 from slimbrain_app.evaluation.people import People, describe_people, refuse_twins
 from slimbrain_app.evaluation.tables import (
@@ -37,9 +38,11 @@ from slimbrain_app.evaluation.tables import (
 from slimbrain_app.files import lock, whole_file, write_json
 from slimbrain_app.model.packages import Package, load_package
 from slimbrain_app.records import Recording, Refusal
+from slimbrain_app.report.evaluation import write_evaluation_page
 from slimbrain_app.settings import EvaluateSettings
 from slimbrain_app.workflow.corpus import CorpusPlan
 from slimbrain_app.workflow.features import RunFeatures, describe_runs
+from slimbrain_app.workflow.findings import gather_findings
 from slimbrain_app.workflow.preparing import Gathering, gather_runs
 from slimbrain_app.workflow.resources import find_limits
 
@@ -91,13 +94,13 @@ class Group:
 
 
 def carry_out(call: EvaluateCall, watch: Watch) -> Evaluated:
-    """Judge, and write the tables.
+    """Judge, and write the tables and the page.
 
     Raises
     ------
     CallRefused
         ``no-outcome``, ``outcome-constant``, ``too-few`` or ``leak``, and whatever keeps the call
-        from starting; no table is written then.
+        from starting; neither is written then.
     """
     open_output(call.output, call.datasets[0])
     with ExitStack() as stack:
@@ -106,6 +109,9 @@ def carry_out(call: EvaluateCall, watch: Watch) -> Evaluated:
         judgements = judge_outcomes(group, call.settings, watch)
         identities = _identify(group)
         write_tables(call.output, judgements, identities)
+        findings = gather_findings(call, group, judgements, identities)
+        _write_table(call.output, "people", findings.people, PEOPLE_COLUMNS)
+        write_evaluation_page(call.output, findings)
     return Evaluated(
         package=group.package,
         judgements=judgements,
@@ -201,11 +207,15 @@ def write_tables(
         "calibration": lambda: tabulate_calibration(judgements),
     }
     for name, tabulate in tables.items():
-        file = output / f"desc-slimbrain_{name}.tsv"
-        with whole_file(file) as temporary:
-            tabulate().to_csv(temporary, sep="\t", index=False, na_rep="n/a", float_format="%.9g")
-        columns = {key: {"Description": text} for key, text in COLUMNS[name].items()}
-        write_json(file.with_suffix(".json"), columns)
+        _write_table(output, name, tabulate(), COLUMNS[name])
+
+
+def _write_table(output: Path, name: str, table: pd.DataFrame, columns: Mapping[str, str]) -> None:
+    file = output / f"desc-slimbrain_{name}.tsv"
+    with whole_file(file) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", float_format="%.9g")
+    described = {key: {"Description": text} for key, text in columns.items()}
+    write_json(file.with_suffix(".json"), described)
 
 
 def _find_phenotype(call: EvaluateCall) -> Path:
