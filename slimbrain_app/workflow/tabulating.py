@@ -34,6 +34,7 @@ from slimbrain_app.records import Refusal
 from slimbrain_app.settings import TabulateSettings
 
 _DAMAGED = "output-bad"
+_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,10 +217,13 @@ def _list_notes(
             f"the tables mix tasks ({', '.join(tasks)}), and what stands of a person is over all "
             "of them: tell them apart by the column task, or choose one with --task-id"
         )
-    if others := sum(run.making is not None for run in runs) - len(done):
-        yield f"{others} runs of other models or settings are left out"
+    embedded = sum(run.making is not None for run in runs)
+    if others := embedded - len(done):
+        yield f"left out, for another model or other settings: {others} of {embedded} runs"
     if apart:
+        some = ", ".join(f"sub-{label}" for label in apart[:_SHOWN])
+        more = f" and {len(apart) - _SHOWN} more" if len(apart) > _SHOWN else ""
         yield (
-            f"{len(apart)} people have no predictions here: there are none, or they are by another "
+            f"no predictions of {some}{more} here: there are none, or they are by another "
             "model, or made from runs that these tables leave out"
         )

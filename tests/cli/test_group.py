@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from slimbrain_app.cli.app import anonymise, main, read_options
-from slimbrain_app.cli.parser import make_settings
+from slimbrain_app.cli.parser import make_settings, name_verb
 from slimbrain_app.errors import CallRefused, Exit
-from slimbrain_app.settings import PretrainSettings
+from slimbrain_app.settings import PretrainSettings, TabulateSettings
 
 SLIMBRAIN = str(Path(sys.executable).with_name("slimbrain"))
 SETTINGS = """
@@ -46,19 +46,30 @@ def slimbrain(*arguments: object) -> subprocess.CompletedProcess[str]:
         ("group", "--save-views"),
         ("group", "--save-prepared"),
         ("group", "--overwrite always"),
+        ("tabulate", "--dataset more"),
+        ("tabulate", "--windows 4"),
+        ("tabulate", "--outcome age"),
     ],
 )
 def test_option_without_a_meaning_on_the_level_is_refused_by_name(level, option):
-    words = ["in", "out", level, *option.split()]
-    if level == "group":
-        words += ["--action", "pretrain"]
-    with pytest.raises(CallRefused, match=f"{option.split()[0]} on the {level} level"):
-        read_options(words)
+    calls = {
+        "participant": (["participant"], "the participant level"),
+        "group": (["group", "--action", "pretrain"], "--action pretrain"),
+        "tabulate": (["group"], "--action tabulate"),
+    }
+    words, place = calls[level]
+    with pytest.raises(CallRefused, match=f"{option.split()[0]} with {place}"):
+        read_options(["in", "out", *words, *option.split()])
 
 
-def test_group_level_has_to_say_what_to_do():
-    with pytest.raises(CallRefused, match=r"--action.*pretrain"):
-        read_options(["in", "out", "group"])
+def test_group_level_collects_tables_unless_told_otherwise():
+    words = "in out group --model mine --task-id task-rest --participant-label sub-01"
+    options = read_options(words.split())
+    assert name_verb(options) == "tabulate"
+    assert name_verb(read_options([*words.split(), "--action", "tabulate"])) == "tabulate"
+    settings, _ = make_settings(TabulateSettings, options)
+    assert (settings.model, settings.select.tasks) == ("mine", ("rest",))
+    assert settings.select.participants == ("01",)
 
 
 def test_options_become_settings_of_the_group():

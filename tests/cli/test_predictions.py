@@ -182,12 +182,69 @@ def test_embeddings_of_one_package_are_never_read_by_heads_of_another(
     assert "Nothing was done" in call(dataset, copy, *options).stderr
 
 
-def test_output_with_predictions_is_a_valid_bids_derivative(output):
+def collect(output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Make tables over the cohort, without a file of the derivatives."""
+    empty = output.parent / "derivatives"
+    empty.mkdir(exist_ok=True)
+    words = [SLIMBRAIN, empty, output, "group", *options]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60)
+
+
+def list_tables(output: Path) -> list[Path]:
+    names = ("desc-slimbrain_runs", "desc-slimbrain_embeddings", "phenotype/slimbrain")
+    return [output / f"{name}.tsv" for name in names]
+
+
+@pytest.fixture(scope="module")
+def collected(output: Path, tmp_path_factory) -> Path:
+    copy = tmp_path_factory.mktemp("collected") / "out"
+    shutil.copytree(output, copy, copy_function=shutil.copy2)
+    result = collect(copy)
+    assert result.returncode == Exit.DONE, result.stderr
+    return copy
+
+
+def test_dry_run_of_tables_names_them_and_writes_nothing(output):
+    before = sorted(output.rglob("*"))
+    result = collect(output, "--dry-run")
+    said = [line.split(": ")[0] for line in result.stdout.splitlines()]
+    assert said == [f"would write {table}" for table in list_tables(output)]
+    assert (result.returncode, sorted(output.rglob("*"))) == (Exit.DONE, before)
+
+
+def test_tables_without_a_damaged_run_are_made_and_the_exit_says_so(output, tmp_path):
+    copy = tmp_path / "out"
+    shutil.copytree(output, copy, copy_function=shutil.copy2)
+    (copy / name_table(RUNS[1], "stat-mean_desc-slimbrain_embeddings")).write_text("e0000\n")
+    result = collect(copy)
+    assert result.returncode == Exit.DATA
+    assert f"{RUNS[1]} [output-bad]" in result.stderr and "Traceback" not in result.stderr
+    assert [row["run"] for row in read_rows(list_tables(copy)[1])] == ["01"]
+
+
+def test_tables_over_the_cohort_repeat_what_stands_beside_each_run_and_person(collected):
+    runs, embeddings, people = (read_rows(file) for file in list_tables(collected))
+    assert [(row["run"], row["state"]) for row in runs] == [("01", "done"), ("02", "done")]
+    assert [row["selected_windows"] for row in runs] == ["1", "1"]
+    assert [row["warnings"] for row in runs] == ["n/a", "seen-in-training"]
+    assert all(0 < float(row["mean_framewise_displacement"]) < 1 for row in runs)
+    for row, run in zip(embeddings, RUNS, strict=True):
+        (own,) = read_rows(collected / name_table(run, "stat-mean_desc-slimbrain_embeddings"))
+        assert {name: row[name] for name in own} == own
+    (person,) = people
+    told = {f"{r['outcome']}_{r['level']}": r for r in read_rows(collected / f"{PERSON}.tsv")}
+    assert person["age"] == told["age_n/a"]["value"]
+    assert person["age_upper"] == told["age_n/a"]["upper"]
+    assert all(person[name] == told[name]["value"] for name in ("sex_F", "sex_M", "site_c"))
+    assert (person["participant_id"], person["flag"]) == ("sub-01", "seen-in-training")
+
+
+def test_output_with_predictions_and_tables_is_a_valid_bids_derivative(collected):
     validator = shutil.which("bids-validator-deno", path=Path(sys.executable).parent)
     if validator is None:
         pytest.skip("no bids-validator-deno in this environment")
     config = Path(__file__).parents[2] / "bids_validator_config.json"
-    command = [validator, "--json", "--config", str(config), str(output)]
+    command = [validator, "--json", "--config", str(config), str(collected)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     issues = json.loads(result.stdout)["issues"]["issues"]
     assert [issue for issue in issues if issue["severity"] != "ignore"] == []
