@@ -107,12 +107,15 @@ def fit_linear(
         raise refuse_few(coded, "at least three people in each fit")
     outputs = classes if classes > 2 else 1
     with _find_threads().limit(limits=1):
-        zero, unit = matrix.mean(axis=0), _find_unit(matrix)
-        rows, back = _rotate((matrix - zero) / unit)
-        penalty, held_out = _choose_penalty(rows, coded, outputs, folds, seed)
-        weight, bias = next(_fit(rows, coded, outputs, (penalty,)))
-    said = rows @ weight.T + bias
-    weight = weight @ back / unit
+        zero = matrix.mean(axis=0)
+        rows = matrix - zero
+        unit = _find_unit(rows, np.abs(matrix).max(axis=0))
+        rows /= unit
+        turned, shares = _rotate(rows)
+        penalty, held_out = _choose_penalty(turned, coded, outputs, folds, seed)
+        weight, bias = next(_fit(turned, coded, outputs, (penalty,)))
+        said = turned @ weight.T + bias
+        weight = (weight if shares is None else weight @ shares.T @ rows) / unit
     shared = {
         "weight": weight,
         "bias": bias - weight @ zero,
@@ -130,15 +133,15 @@ def fit_linear(
 
 @cache
 def _find_threads() -> ThreadpoolController:
-    """Return what limits threads: the matrices are small, and they would wait for one another."""
+    """Return what limits threads: on matrices of this size they would wait for one another."""
     return ThreadpoolController()
 
 
-def _find_unit(matrix: Floats) -> Floats:
+def _find_unit(centred: Floats, largest: Floats) -> Floats:
     """Return what to divide centred features by; ones that do not vary count for nothing."""
-    deviations = matrix.std(axis=0)
-    varies = deviations > 1e-12 * np.abs(matrix).max(axis=0)
-    return np.asarray(np.where(varies, deviations, np.inf) * np.sqrt(matrix.shape[1]))
+    deviations = np.sqrt(np.einsum("ij,ij->j", centred, centred) / len(centred))
+    varies = deviations > 1e-12 * largest
+    return np.asarray(np.where(varies, deviations, np.inf) * np.sqrt(centred.shape[1]))
 
 
 def encode_classes(outcome: Outcome) -> Outcome:
@@ -162,18 +165,19 @@ def refuse_few(outcome: Outcome, expected: str) -> CallRefused:
     )
 
 
-def _rotate(rows: Floats) -> tuple[Floats, Floats]:
-    """Return rows in no more directions than there are people, and the way back, (k, width).
+def _rotate(rows: Floats) -> tuple[Floats, Floats | None]:
+    """Return rows in no more directions than there are people, each in shares of rows.
 
-    An L2 penalty sees no rotation, and what lies outside these directions has no weight.
+    An L2 penalty sees no rotation, and what lies outside these directions has no weight. The
+    shares are (people, directions); None where features are few and stay as they are.
     """
     people, width = rows.shape
     if width <= people:
-        return rows, np.eye(width)
+        return rows, None
     values, vectors = np.linalg.eigh(rows @ rows.T)
     kept = values > values[-1] * 1e-12
     lengths = np.sqrt(values[kept])
-    return vectors[:, kept] * lengths, (vectors[:, kept] / lengths).T @ rows
+    return vectors[:, kept] * lengths, vectors[:, kept] / lengths
 
 
 def _choose_penalty(
