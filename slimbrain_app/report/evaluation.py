@@ -179,7 +179,7 @@ def form_score(value: float, metric: str) -> str:
     """
     if value != value:
         return "n/a"
-    return f"{value:.4g}" if metric in _IN_UNITS else f"{value:.3f}"
+    return f"{value:.4g}" if metric in _IN_UNITS else f"{value:z.3f}"
 
 
 def _without_folders(settings: EvaluateSettings) -> EvaluateSettings:
