@@ -13,7 +13,6 @@ from typing import Any
 from slimbrain_app.bids.discover import list_participants, no_participant, no_runs_left
 from slimbrain_app.bids.entities import VARIANT, Entities, Name, parse_name, strip_prefix
 from slimbrain_app.bids.filters import Filter, build_filter
-from slimbrain_app.bids.folders import Participant
 from slimbrain_app.bids.outputs import name_person_output, read_predictions
 from slimbrain_app.bids.status import describe_fault, has_status, list_told, load_status
 from slimbrain_app.errors import CallRefused, RunRefused
@@ -197,15 +196,11 @@ def _trace_runs(output: Path, label: str) -> Iterator[_Trace]:
 
 def _list_sidecars(output: Path, label: str) -> Iterator[tuple[str, Path]]:
     """Yield runs and the sidecars by which they count as done."""
-    person = Participant(output, label)
-    if not person.folder.is_dir():
-        return
-    for session in (None, *person.sessions):
-        for file in person.list_files("func", session):
-            name = file.name
-            if (name.suffix, name.extension, name.get("stat")) == ("embeddings", ".json", "mean"):
+    for folder in ("func", "ses-*/func"):
+        for path in (output / f"sub-{label}").glob(f"{folder}/*_stat-mean_*_embeddings.json"):
+            if name := parse_name(path.name):
                 entities = name.without((*VARIANT, "stat"))
-                yield "_".join(f"{key}-{value}" for key, value in entities), file.path
+                yield "_".join(f"{key}-{value}" for key, value in entities), path
 
 
 def _read_run(output: Path, trace: _Trace, makings: dict[tuple[str, str], Making]) -> CohortRun:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slimbrain_app.errors import RunRefused
-from slimbrain_app.files import write_json
+from slimbrain_app.files import write_json, write_text
 from slimbrain_app.records import Notice, Refusal, RunStatus
 
 
@@ -75,12 +75,15 @@ def remove_status(output: Path, participant: str) -> None:
 
 def join_status(output: Path) -> None:
     """Write ``logs/status.json``, the union of the participants' files that can be read."""
-    content = []
+    texts = []
     for label in list_told(output):
         # A damaged one is told of where its participant's runs are.
         with suppress(OSError, ValueError):
-            content.append(json.loads(_place(output, label).read_text(encoding="utf-8")))
-    write_json(output / "logs" / "status.json", content)
+            text = _place(output, label).read_text(encoding="utf-8")
+            json.loads(text)
+            texts.append(text.strip())
+    # They are indented as they are: to encode thousands of people anew would take seconds.
+    write_text(output / "logs" / "status.json", "[\n" + ",\n".join(texts) + "\n]\n")
 
 
 def _place(output: Path, participant: str) -> Path:

@@ -121,7 +121,8 @@ class Table:
 class Embeddings:
     """Embeddings of all runs that are done, as text, which has every digit already."""
 
-    header: str
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
     rows: tuple[str, ...]
     width: int
     columns: Mapping[str, Description]
@@ -132,12 +133,11 @@ class Embeddings:
         import numpy as np
 
         with whole_file(path) as temporary:
-            temporary.write_text("\n".join((self.header, *self.rows, "")), encoding="utf-8")
-        numbers = np.empty((len(self.rows), self.width), np.float32)
-        for number, row in enumerate(self.rows):
-            numbers[number] = [float(cell) for cell in row.split("\t")[-self.width :]]
+            lines = map("\t".join, zip(self.labels, self.rows, strict=True))
+            temporary.write_text("\n".join(("\t".join(self.names), *lines, "")), encoding="utf-8")
+        numbers = np.fromstring("\t".join(self.rows), np.float64, sep="\t")
         with whole_file(path.with_suffix(".npy")) as temporary:
-            np.save(temporary, numbers)
+            np.save(temporary, numbers.reshape(-1, self.width).astype(np.float32))
         write_json(path.with_suffix(".json"), {**self.columns, **self.facts})
 
 
@@ -162,12 +162,12 @@ def tabulate_runs(runs: Sequence[CohortRun], making: Making | None) -> Table:
 def tabulate_embeddings(runs: Sequence[CohortRun], making: Making) -> Embeddings:
     """Return a row for each run of ``making``: entities, and the dimensions of its embedding."""
     done = [run for run in runs if run.making is making]
-    keys, columns = _list_entities(runs), done[0].columns
-    names = columns.split("\t")
+    keys, names = _list_entities(runs), done[0].columns.split("\t")
     labels = ("\t".join(label or "n/a" for label in _list_labels(run, keys)) for run in done)
     return Embeddings(
-        header="\t".join((*map(_name_entity, keys), columns)),
-        rows=tuple(f"{label}\t{run.embedding}" for label, run in zip(labels, done, strict=True)),
+        names=(*map(_name_entity, keys), *names),
+        labels=tuple(labels),
+        rows=tuple(run.embedding for run in done),
         width=len(names),
         columns={**_describe_entities(keys), **describe_columns(names)},
         facts={

@@ -65,7 +65,7 @@ def pages() -> dict[str, Page]:
 
 @pytest.fixture(scope="session")
 def demo(simulated: Path, headed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``demo/fmriprep`` and its output in ``demo/slimbrain``, all extras kept."""
+    """A folder with ``demo/fmriprep`` and its output in ``demo/slimbrain``, with all extras."""
     folder = tmp_path_factory.mktemp("tutorial")
     shutil.copytree(simulated, folder / "demo/fmriprep")
     command = ["slimbrain", "demo/fmriprep", "demo/slimbrain", "participant", "--nprocs", "1"]
@@ -75,4 +75,6 @@ def demo(simulated: Path, headed: Path, tmp_path_factory: pytest.TempPathFactory
         check=True,
         capture_output=True,
     )
+    tables = [BINARIES / "slimbrain", "demo/fmriprep", "demo/slimbrain", "group"]
+    subprocess.run(tables, cwd=folder, check=True, capture_output=True)
     return folder

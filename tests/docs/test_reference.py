@@ -13,6 +13,7 @@ import pytest
 
 import slimbrain_app
 from slimbrain_app.bids.sidecars import COLUMNS
+from slimbrain_app.bids.tables import PERSON_COLUMNS, RUN_COLUMNS
 from slimbrain_app.cli import parser as app
 from slimbrain_app.cli import tools
 from slimbrain_app.errors import REASONS, Exit, Scope
@@ -251,6 +252,17 @@ def test_every_column_is_listed_with_its_units(pages):
     listed = {spans(row[0])[0]: row[2] for row in rows}
     assert listed.pop("e0000") == "arbitrary"
     assert listed == {name: column.get("Units", "") for name, column in COLUMNS.items()}
+
+
+def test_every_column_of_the_tables_over_a_cohort_is_listed_with_its_units(pages):
+    rows = pages["docs/reference/outputs.md"].rows("## Tables over a cohort")
+    listed = {(spans(row[0])[0], of): row[2] for row in rows for of in row[1].split(", ")}
+    own = {name: column for name, column in PERSON_COLUMNS.items() if name != "participant_id"}
+    assert listed == {
+        (name, of): column.get("Units", "")
+        for of, columns in (("runs", RUN_COLUMNS), ("people", own))
+        for name, column in columns.items()
+    }
 
 
 def to_pattern(path: str) -> re.Pattern[str]:
