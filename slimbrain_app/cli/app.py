@@ -98,9 +98,9 @@ def _evaluate(
     settings, notices = make_settings(EvaluateSettings, options)
 
     from slimbrain_app.cli.evaluation import evaluate
-    from slimbrain_app.workflow.evaluating import EvaluateCall
+    from slimbrain_app.workflow.group import PeopleCall
 
-    call = EvaluateCall(
+    call = PeopleCall(
         datasets=tuple(datasets),
         output=options.output_dir.resolve(),
         settings=settings,

@@ -12,16 +12,18 @@ from slimbrain_app.cli.group import watch_group
 from slimbrain_app.errors import worst
 from slimbrain_app.evaluation.comparison import Judgement
 from slimbrain_app.evaluation.judging import Score
-from slimbrain_app.workflow.evaluating import EvaluateCall, Evaluated, carry_out
+from slimbrain_app.report.group import EVALUATION_PAGE
+from slimbrain_app.workflow.evaluating import Evaluated, carry_out
 from slimbrain_app.workflow.finetuning import FinetuneCall
 from slimbrain_app.workflow.finetuning import carry_out as put_heads_on
+from slimbrain_app.workflow.group import PeopleCall
 
 if TYPE_CHECKING:
     from slimbrain_app.cli.terminal import Terminal
     from slimbrain_app.records import Notice
 
 
-def evaluate(call: EvaluateCall, notices: Sequence[Notice], terminal: Terminal) -> int:
+def evaluate(call: PeopleCall, notices: Sequence[Notice], terminal: Terminal) -> int:
     """Do what the command line asks for and return the exit code."""
     for notice in notices:
         terminal.say(f"Note [{notice.code}]: {notice.message}")
@@ -32,6 +34,7 @@ def evaluate(call: EvaluateCall, notices: Sequence[Notice], terminal: Terminal) 
     for refusal in done.refusals:
         terminal.errors.print(escape(f"{refusal.run} [{refusal.code}] {refusal.message}"))
     terminal.results.print(_tabulate(done))
+    terminal.say(f"Page: {call.output / EVALUATION_PAGE}")
     terminal.say(f"Tables: {call.output / 'desc-slimbrain_metrics.tsv'} and those beside it")
     return worst(refusal.exit_code for refusal in done.refusals)
 

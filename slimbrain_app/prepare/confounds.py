@@ -6,6 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,8 +82,10 @@ class Nuisance:
     values: NDArray[np.float64]
 
 
-def read_nuisance(path: Path | None, name: str | None, volumes: int, dummy_scans: int) -> Nuisance:
-    """Read the 24 motion parameters and the signals of CSF and white matter, as far as known.
+def read_nuisance(
+    path: Path | None, name: str | None, volumes: int, dummy_scans: int, motion: Literal[6, 24]
+) -> Nuisance:
+    """Read motion parameters and the signals of CSF and white matter, as far as known.
 
     The 24 (Friston et al. 1996, doi:10.1002/mrm.1910350312, as fMRIPrep has them) are reckoned
     from the six, since early releases wrote no others.
@@ -97,6 +100,8 @@ def read_nuisance(path: Path | None, name: str | None, volumes: int, dummy_scans
         Of the source, dummy scans included.
     dummy_scans : int
         How many of these were left out.
+    motion : {6, 24}
+        How many motion parameters.
 
     Raises
     ------
@@ -106,9 +111,11 @@ def read_nuisance(path: Path | None, name: str | None, volumes: int, dummy_scans
     columns = {} if path is None else _read_columns(path, name, volumes)
     kept: dict[str, NDArray[np.float64]] = {}
     for key, series in _find_known(columns, _MOTION, name).items():
-        change = np.diff(series, prepend=np.nan)
-        kept[key], kept[f"{key}_derivative1"] = series, change
-        kept[f"{key}_power2"], kept[f"{key}_derivative1_power2"] = series**2, change**2
+        kept[key] = series
+        if motion == 24:
+            change = np.diff(series, prepend=np.nan)
+            kept[f"{key}_derivative1"], kept[f"{key}_power2"] = change, series**2
+            kept[f"{key}_derivative1_power2"] = change**2
     kept |= _find_known(columns, _TISSUES, name)
     values = np.empty((volumes, len(kept)))
     for column, series in enumerate(kept.values()):

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
 from slimbrain_app.bids.dataset import open_output
-from slimbrain_app.bids.participants import TABLE
-from slimbrain_app.embedding import choose_device
-from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation.atlas import load_atlas
-from slimbrain_app.evaluation.cohort import Cohort, list_features
+from slimbrain_app.evaluation.cohort import list_features
 from slimbrain_app.evaluation.comparison import (
-    MODEL,
     Judgement,
     Scheme,
     judge_features,
     lay_schemes,
 )
+from slimbrain_app.evaluation.features import Features
 from slimbrain_app.evaluation.judging import Score, identify_people
 from slimbrain_app.evaluation.map import COLUMNS as PEOPLE_COLUMNS
-from slimbrain_app.evaluation.outcomes import Outcome, read_phenotype, take_outcomes
-from slimbrain_app.evaluation.people import People, describe_people, refuse_twins
+from slimbrain_app.evaluation.outcomes import Outcome
+from slimbrain_app.evaluation.people import People
 from slimbrain_app.evaluation.tables import (
     COLUMNS,
     tabulate_calibration,
@@ -36,37 +32,13 @@ from slimbrain_app.evaluation.tables import (
     tabulate_splits,
 )
 from slimbrain_app.files import lock, whole_file, write_json
-from slimbrain_app.model.packages import Package, load_package
-from slimbrain_app.records import Recording, Refusal
+from slimbrain_app.model.packages import Package
+from slimbrain_app.records import Refusal
 from slimbrain_app.report.evaluation import write_evaluation_page
 from slimbrain_app.settings import EvaluateSettings
-from slimbrain_app.workflow.corpus import CorpusPlan
-from slimbrain_app.workflow.features import RunFeatures, describe_runs
+from slimbrain_app.workflow.features import RunFeatures
 from slimbrain_app.workflow.findings import gather_findings
-from slimbrain_app.workflow.preparing import Gathering, gather_runs
-from slimbrain_app.workflow.resources import find_limits
-
-_SHOWN = 5
-
-
-class Watch(Protocol):
-    """Who is told how an evaluation goes."""
-
-    def show_plan(self, plan: CorpusPlan) -> None:
-        """Tell what was found and what is to be prepared."""
-
-    def count(self, what: str, done: int, total: int) -> None:
-        """Tell how far something is."""
-
-    def say(self, text: str) -> None:
-        """Tell a sentence."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateCall(Gathering):
-    """What an evaluation is asked for on the command line."""
-
-    settings: EvaluateSettings
+from slimbrain_app.workflow.group import Group, PeopleCall, Watch, gather_group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -80,20 +52,7 @@ class Evaluated:
     refusals: tuple[Refusal, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Group:
-    """People with runs, what is known of them, and what is to be predicted."""
-
-    package: Package
-    runs: tuple[RunFeatures, ...]
-    people: People
-    cohort: Cohort
-    outcomes: tuple[Outcome, ...]
-    notes: tuple[str, ...]
-    refusals: tuple[Refusal, ...]
-
-
-def carry_out(call: EvaluateCall, watch: Watch) -> Evaluated:
+def carry_out(call: PeopleCall, watch: Watch) -> Evaluated:
     """Judge, and write the tables and the page.
 
     Raises
@@ -105,7 +64,7 @@ def carry_out(call: EvaluateCall, watch: Watch) -> Evaluated:
     open_output(call.output, call.datasets[0])
     with ExitStack() as stack:
         stack.enter_context(lock(call.output / "logs" / "evaluation.lock", "the evaluation"))
-        group = gather_group(call, watch, stack)
+        group = gather_group(call, watch, stack, load_atlas(call.settings.baseline.atlas))
         judgements = judge_outcomes(group, call.settings, watch)
         identities = _identify(group)
         write_tables(call.output, judgements, identities)
@@ -121,78 +80,36 @@ def carry_out(call: EvaluateCall, watch: Watch) -> Evaluated:
     )
 
 
-def gather_group(call: EvaluateCall, watch: Watch, stack: ExitStack) -> Group:
-    """Find outcomes and runs; prepare, embed and parcel what is not yet."""
-    settings, limits = call.settings, find_limits(call.settings.compute)
-    predict, baseline = settings.predict, settings.baseline
-    if not predict.outcomes:
-        raise CallRefused(
-            "usage",
-            expected="what is to be predicted",
-            found="no --outcome",
-            advice="name columns of participants.tsv, as in --outcome age sex",
-        )
-    phenotype = read_phenotype(_find_phenotype(call))
-    atlas = load_atlas(baseline.atlas)
-    package = load_package(settings.model, [call.output / "models"])
-    device = choose_device(settings.compute.device)
-    recordings, refused = gather_runs(
-        call, package.contract, limits, watch.show_plan, watch.count, stack
-    )
-    refusals = [one.refusal for one in refused]
-    _require_one_dataset_each(recordings)
-    refuse_twins(recordings)
-    # Before hours of embedding: what is wrong with the table.
-    labels = sorted({recording.participant for recording in recordings})
-    take_outcomes(phenotype, predict.outcomes, labels, predict.kinds)
-    runs, undescribed = describe_runs(
-        recordings, package, settings.embedding, atlas, device, call.output, watch.count
-    )
-    refusals += [refusal for _, refusal in undescribed]
-    runs, notes = _heed_seen(runs, predict.seen)
-    people = describe_people(
-        phenotype,
-        _average_motion(runs),
-        site=predict.site,
-        family=predict.family,
-        covariates=baseline.covariates,
-    )
-    outcomes, told = take_outcomes(phenotype, predict.outcomes, people.labels, predict.kinds)
-    return Group(
-        package=package,
-        runs=runs,
-        people=people,
-        cohort=Cohort(
-            owners=people.find([run.recording.participant for run in runs]),
-            embeddings=np.stack([run.embedding for run in runs]),
-            series=[run.series for run in runs],
-            summaries=np.stack([run.summary for run in runs]),
-        ),
-        outcomes=outcomes,
-        notes=(*notes, *told),
-        refusals=tuple(refusals),
-    )
-
-
-def judge_outcomes(
-    group: Group, settings: EvaluateSettings, watch: Watch, *, only_model: bool = False
-) -> tuple[Judgement, ...]:
-    """Judge every set of features, or the model alone, on every outcome under every scheme."""
-    people, judge = group.people, settings.judge
+def judge_outcomes(group: Group, settings: EvaluateSettings, watch: Watch) -> tuple[Judgement, ...]:
+    """Judge every set of features on every outcome under every scheme."""
     judgements: list[Judgement] = []
     for outcome in group.outcomes:
         features = list_features(
-            group.cohort, people, settings.baseline.connectivity, judge.deconfound, outcome.name
+            group.cohort,
+            group.people,
+            settings.baseline.connectivity,
+            settings.judge.deconfound,
+            outcome.name,
         )
-        if only_model:
-            features = {MODEL: features[MODEL]}
-        for scheme in _lay_schemes(outcome, people, settings):
-            rows = people.find(scheme.outcome.people)
-            told = judge_features(features, scheme, rows, judge.permutations, settings.seed)
-            for number, judgement in enumerate(told, start=1):
-                judgements.append(judgement)
-                watch.count(f"judge {outcome.name} by {scheme.name}", number, len(features))
+        judgements += judge_outcome(outcome, features, group.people, settings, watch)
     return tuple(judgements)
+
+
+def judge_outcome(
+    outcome: Outcome,
+    features: Mapping[str, Features],
+    people: People,
+    settings: EvaluateSettings,
+    watch: Watch,
+) -> Iterator[Judgement]:
+    """Yield what each set of features tells of an outcome under every scheme."""
+    permutations, seed = settings.judge.permutations, settings.seed
+    for scheme in _lay_schemes(outcome, people, settings):
+        rows = people.find(scheme.outcome.people)
+        told = judge_features(features, scheme, rows, permutations, seed)
+        for number, judgement in enumerate(told, start=1):
+            yield judgement
+            watch.count(f"judge {outcome.name} by {scheme.name}", number, len(features))
 
 
 def write_tables(
@@ -216,68 +133,6 @@ def _write_table(output: Path, name: str, table: pd.DataFrame, columns: Mapping[
         table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", float_format="%.9g")
     described = {key: {"Description": text} for key, text in columns.items()}
     write_json(file.with_suffix(".json"), described)
-
-
-def _find_phenotype(call: EvaluateCall) -> Path:
-    given = call.settings.predict.phenotype
-    if given:
-        return Path(given)
-    if len(call.datasets) > 1:
-        raise CallRefused(
-            "usage",
-            expected="one table of the participants of all datasets",
-            found=f"{len(call.datasets)} datasets and no --phenotype",
-            advice="write their participants into one table and name it with --phenotype",
-        )
-    return call.datasets[0] / TABLE
-
-
-def _require_one_dataset_each(recordings: Sequence[Recording]) -> None:
-    """Refuse a label that two datasets use: they may be one person or two."""
-    datasets: dict[str, set[str]] = {}
-    for recording in recordings:
-        datasets.setdefault(recording.participant, set()).add(recording.dataset)
-    shared = sorted(label for label, names in datasets.items() if len(names) > 1)
-    if shared:
-        raise CallRefused(
-            "leak",
-            expected="each label in one dataset: the same one elsewhere may be the same person",
-            found=", ".join(f"sub-{label}" for label in shared[:_SHOWN]),
-            advice="evaluate the datasets one by one, or choose people with --participant-label",
-        )
-
-
-def _heed_seen(
-    runs: tuple[RunFeatures, ...], wish: str
-) -> tuple[tuple[RunFeatures, ...], list[str]]:
-    """Refuse, leave out or keep people that the weights have seen, and say so."""
-    seen = sorted({run.recording.participant for run in runs if run.seen})
-    if not seen:
-        return runs, []
-    found = ", ".join(f"sub-{label}" for label in seen[:_SHOWN])
-    found += f" and {len(seen) - _SHOWN} more" if len(seen) > _SHOWN else ""
-    if wish == "refuse":
-        raise CallRefused(
-            "leak",
-            expected="people that the model's weights have not seen",
-            found=f"{found}, on whom they were trained, or by whom they were chosen",
-            advice='set predict.seen to "leave-out" in a --config file to judge the others, or to '
-            '"keep" to judge all and have it said on every page',
-        )
-    if wish == "leave-out":
-        kept = tuple(run for run in runs if run.recording.participant not in seen)
-        return kept, [f"{len(seen)} people left out, on whom the weights were trained"]
-    return runs, [
-        f"the weights were trained on {len(seen)} of these people ({found}): what the model tells "
-        "of them says nothing of others"
-    ]
-
-
-def _average_motion(runs: Sequence[RunFeatures]) -> dict[str, float]:
-    known: dict[str, list[float]] = {}
-    for run in runs:
-        known.setdefault(run.recording.participant, []).append(run.motion)
-    return {label: float(np.mean(values)) for label, values in known.items()}
 
 
 def _lay_schemes(

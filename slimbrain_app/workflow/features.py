@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slimbrain_app.embedding import embed_run
-from slimbrain_app.errors import RunRefused
+from slimbrain_app.errors import CallRefused, RunRefused
 from slimbrain_app.evaluation.atlas import Atlas
 from slimbrain_app.evaluation.connectivity import clean_series, read_parcels, summarise_parcels
-from slimbrain_app.files import whole_file
-from slimbrain_app.model.packages import Package, load_extractor, note_seen
+from slimbrain_app.files import sha256_of, whole_file
+from slimbrain_app.model.packages import Package, load_extractor
 from slimbrain_app.prepare.confounds import read_nuisance
 from slimbrain_app.ranking import rank_run
 from slimbrain_app.records import Recording, Refusal
@@ -33,13 +34,11 @@ class RunFeatures:
     Attributes
     ----------
     recording : Recording
-    seen : bool
-        Whether the package's weights were trained on it, or chosen by it.
     embedding : array, (width,)
     halves : array, (2, width), or (0, width)
         Mean embeddings of the earlier and the later selected windows, where there are two.
     series : array, (volumes, parcels)
-        Cleaned.
+        Cleaned; without volumes if parcels were not asked for.
     summary : array, (2 parcels,)
         Mean and deviation of each parcel.
     confounds : tuple of str
@@ -47,7 +46,6 @@ class RunFeatures:
     """
 
     recording: Recording
-    seen: bool
     embedding: NDArray[np.float32]
     halves: NDArray[np.float32]
     series: NDArray[np.float64]
@@ -61,60 +59,135 @@ class RunFeatures:
         return float(np.mean(displacement)) if displacement else float("nan")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Describer:
+    """How runs are described.
+
+    Attributes
+    ----------
+    package : Package
+    settings : ParticipantSettings
+        Of the embedding.
+    device : str
+    atlas : Atlas or None
+        None where parcels are not asked for.
+    motion : {6, 24}
+        Motion parameters to remove from the parcels' series.
+    output : Path
+        What was found is kept below its ``features``, and read again while the run, the weights
+        and the settings are the same.
+    """
+
+    package: Package
+    settings: ParticipantSettings
+    device: str
+    atlas: Atlas | None
+    motion: Literal[6, 24]
+    output: Path
+
+    def describe(self, recording: Recording) -> RunFeatures:
+        """Describe a run.
+
+        Raises
+        ------
+        RunRefused
+            ``too-short`` or ``bad-confounds`` from its parcels; ``out-of-memory``.
+        """
+        parcels = self._keep_parcels(recording) if self.atlas else _NO_PARCELS
+        whole = (recording.prepared.fingerprint, self.package.sha256, self.settings.fingerprint())
+        embedded = _keep(self._name(recording, "embedding", whole), partial(self._embed, recording))
+        return RunFeatures(
+            recording=recording,
+            embedding=np.asarray(embedded["mean"], np.float32),
+            halves=np.asarray(embedded["halves"], np.float32),
+            series=np.asarray(parcels["series"], np.float64),
+            summary=np.asarray(parcels["summary"], np.float64),
+            confounds=tuple(str(name) for name in parcels["confounds"]),
+        )
+
+    def _keep_parcels(self, recording: Recording) -> Arrays:
+        assert self.atlas is not None
+        atlas = hashlib.sha256(self.atlas.numbers.tobytes()).hexdigest()
+        table = sha256_of(recording.confounds) if recording.confounds else ""
+        making = (recording.prepared.fingerprint, atlas, str(self.motion), table)
+        return _keep(
+            self._name(recording, "parcels", making), partial(self._read_parcels, recording)
+        )
+
+    def _name(self, recording: Recording, what: str, making: Iterable[str]) -> Path:
+        digest = hashlib.sha256(json.dumps(list(making)).encode()).hexdigest()[:16]
+        folder = self.output / "features" / recording.dataset
+        return folder / f"{recording.run}_{what}-{digest}.npz"
+
+    def _embed(self, recording: Recording) -> Arrays:
+        prepared, package, settings = recording.prepared, self.package, self.settings
+        ranked = rank_run(
+            prepared,
+            package.contract,
+            load_extractor(package),
+            settings.rank,
+            settings.seed,
+            recording.run,
+        )
+        embedding = embed_run(prepared, ranked, package, settings.encode, self.device)
+        order = np.argsort(embedding.onsets, kind="stable")
+        parts = np.array_split(embedding.views[order], 2) if len(order) > 1 else []
+        halves = np.array([part.mean(axis=0) for part in parts], np.float32)
+        return {"mean": embedding.mean, "halves": halves.reshape(-1, len(embedding.mean))}
+
+    def _read_parcels(self, recording: Recording) -> Arrays:
+        assert self.atlas is not None
+        prepared, path = recording.prepared, recording.confounds
+        series = read_parcels(prepared, self.atlas)
+        nuisance = read_nuisance(
+            path,
+            path.name if path else None,
+            prepared.volumes + prepared.dummy_scans,
+            prepared.dummy_scans,
+            self.motion,
+        )
+        return {
+            "series": clean_series(series, prepared.tr, nuisance.values).astype(np.float32),
+            "summary": summarise_parcels(series),
+            "confounds": np.array(nuisance.names, str),
+        }
+
+
+_NO_PARCELS: Arrays = {
+    "series": np.empty((0, 0)),
+    "summary": np.empty(0),
+    "confounds": np.empty(0, str),
+}
+
+
 def describe_runs(
     recordings: Sequence[Recording],
-    package: Package,
-    settings: ParticipantSettings,
-    atlas: Atlas,
-    device: str,
-    output: Path,
+    describer: Describer,
     count: Callable[[str, int, int], None],
-) -> tuple[tuple[RunFeatures, ...], tuple[tuple[str, Refusal], ...]]:
-    """Describe each run; those that can't be are refused, with their dataset's name.
+) -> tuple[tuple[RunFeatures, ...], tuple[Refusal, ...]]:
+    """Describe each run, or say why it can't be.
 
-    What was found is kept below ``output/features`` and read again while the run, the weights and
-    the settings are the same.
+    Raises
+    ------
+    CallRefused
+        ``no-runs`` if none can be.
     """
     described: list[RunFeatures] = []
-    refused: list[tuple[str, Refusal]] = []
+    refused: list[Refusal] = []
     for number, recording in enumerate(recordings, start=1):
         try:
-            described.append(_describe(recording, package, settings, atlas, device, output))
+            described.append(describer.describe(recording))
         except RunRefused as error:
-            refused.append((recording.dataset, Refusal.of(recording.run, error)))
+            refused.append(Refusal.of(recording.run, error))
         count("describe", number, len(recordings))
+    if not described:
+        raise CallRefused(
+            "no-runs",
+            expected="a run that can be described",
+            found=f"{len(refused)} that can't" + (f": {refused[0].message}" if refused else ""),
+            advice="see the reasons, and take other runs or settings",
+        )
     return tuple(described), tuple(refused)
-
-
-def _describe(
-    recording: Recording,
-    package: Package,
-    settings: ParticipantSettings,
-    atlas: Atlas,
-    device: str,
-    output: Path,
-) -> RunFeatures:
-    place = output / "features" / recording.dataset / recording.run
-    whole = hashlib.sha256(atlas.numbers.tobytes()).hexdigest()
-    making = (recording.prepared.fingerprint, package.sha256, settings.fingerprint())
-    parcelled = (recording.prepared.fingerprint, whole)
-    embedded = _keep(
-        place.with_name(f"{recording.run}_embedding-{_digest(making)}.npz"),
-        partial(_embed, recording, package, settings, device),
-    )
-    parcels = _keep(
-        place.with_name(f"{recording.run}_parcels-{_digest(parcelled)}.npz"),
-        partial(_read_parcels, recording, atlas),
-    )
-    return RunFeatures(
-        recording=recording,
-        seen=bool(note_seen(package, recording.prepared)),
-        embedding=np.asarray(embedded["mean"], np.float32),
-        halves=np.asarray(embedded["halves"], np.float32),
-        series=np.asarray(parcels["series"], np.float64),
-        summary=np.asarray(parcels["summary"], np.float64),
-        confounds=tuple(str(name) for name in parcels["confounds"]),
-    )
 
 
 def _keep(file: Path, make: Callable[[], Arrays]) -> Arrays:
@@ -125,40 +198,3 @@ def _keep(file: Path, make: Callable[[], Arrays]) -> Arrays:
             np.savez_compressed(stream, allow_pickle=False, **arrays)
     with np.load(file) as archive:
         return dict(archive)
-
-
-def _embed(
-    recording: Recording, package: Package, settings: ParticipantSettings, device: str
-) -> Arrays:
-    prepared = recording.prepared
-    ranked = rank_run(
-        prepared,
-        package.contract,
-        load_extractor(package),
-        settings.rank,
-        settings.seed,
-        recording.run,
-    )
-    embedding = embed_run(prepared, ranked, package, settings.encode, device)
-    order = np.argsort(embedding.onsets, kind="stable")
-    parts = np.array_split(embedding.views[order], 2) if len(order) > 1 else []
-    halves = np.array([part.mean(axis=0) for part in parts], np.float32)
-    return {"mean": embedding.mean, "halves": halves.reshape(-1, len(embedding.mean))}
-
-
-def _read_parcels(recording: Recording, atlas: Atlas) -> Arrays:
-    prepared = recording.prepared
-    series = read_parcels(prepared, atlas)
-    path = recording.confounds
-    volumes = prepared.volumes + prepared.dummy_scans
-    nuisance = read_nuisance(path, path.name if path else None, volumes, prepared.dummy_scans)
-    cleaned = clean_series(series, prepared.tr, nuisance.values)
-    return {
-        "series": cleaned.astype(np.float32),
-        "summary": summarise_parcels(series),
-        "confounds": np.array(nuisance.names, str),
-    }
-
-
-def _digest(making: Iterable[str]) -> str:
-    return hashlib.sha256(json.dumps(list(making)).encode()).hexdigest()[:16]

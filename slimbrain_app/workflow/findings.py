@@ -16,6 +16,7 @@ from slimbrain_app.evaluation.features import average_runs
 from slimbrain_app.evaluation.judging import INNER_FOLDS, Score
 from slimbrain_app.evaluation.map import map_people, tabulate_people
 from slimbrain_app.evaluation.metrics import DRAWS, list_metrics
+from slimbrain_app.evaluation.people import People
 from slimbrain_app.evaluation.sites import score_sites
 from slimbrain_app.evaluation.tables import (
     tabulate_calibration,
@@ -27,7 +28,7 @@ from slimbrain_app.report.methods import describe_evaluation
 from slimbrain_app.workflow.plan import list_software
 
 if TYPE_CHECKING:
-    from slimbrain_app.workflow.evaluating import EvaluateCall, Group
+    from slimbrain_app.workflow.group import Group, PeopleCall
 
 # What judges, beside what every level uses.
 _JUDGES = ("scikit-learn", "nilearn", "pandas")
@@ -35,7 +36,7 @@ _NOT_TOLD = (np.nan, np.nan, np.nan)
 
 
 def gather_findings(
-    call: EvaluateCall, group: Group, judgements: Sequence[Judgement], identities: Sequence[Score]
+    call: PeopleCall, group: Group, judgements: Sequence[Judgement], identities: Sequence[Score]
 ) -> Findings:
     """Gather what the page of an evaluation tells."""
     settings, model = call.settings, group.package.identity
@@ -48,14 +49,14 @@ def gather_findings(
         recordings=tuple(run.recording for run in group.runs),
         refusals=group.refusals,
         notes=group.notes,
-        seen=len({run.recording.participant for run in group.runs if run.seen}),
+        seen=len(group.seen),
         metrics=tabulate_metrics(judgements, identities),
         scores=tabulate_scores(own),
         calibration=tabulate_calibration(own),
         people=tabulate_people(
             people.labels, people.sites, np.bincount(group.cohort.owners).tolist(), laid
         ),
-        sites=tabulate_sites(judgements, group, settings.seed),
+        sites=tabulate_sites(judgements, people, settings.seed),
         shares=(float(laid.shares[0]), float(laid.shares[1])),
         levels={outcome.name: outcome.levels for outcome in group.outcomes},
         settings=settings,
@@ -74,28 +75,28 @@ def gather_findings(
     )
 
 
-def tabulate_sites(judgements: Sequence[Judgement], group: Group, seed: int) -> pd.DataFrame:
+def tabulate_sites(judgements: Sequence[Judgement], people: People, seed: int) -> pd.DataFrame:
     """Return the first score of the model and of connectivity at each site."""
     rows = [
         row
         for one in judgements
         if one.features == MODEL or one.features.startswith(CONNECTIVITY)
-        for row in _list_sites(one, group, seed)
+        for row in _list_sites(one, people, seed)
     ]
     columns = ["outcome", "scheme", "features", "site", "people", "metric"]
     return pd.DataFrame(rows, columns=[*columns, "value", "lower", "upper"])
 
 
-def _list_sites(one: Judgement, group: Group, seed: int) -> Iterator[dict[str, Any]]:
-    sites = [group.people.sites[row] for row in group.people.find(one.outcome.people)]
-    for site, people, score in score_sites(one, sites, seed):
+def _list_sites(one: Judgement, people: People, seed: int) -> Iterator[dict[str, Any]]:
+    sites = [people.sites[row] for row in people.find(one.outcome.people)]
+    for site, count, score in score_sites(one, sites, seed):
         told = (score.value, score.lower, score.upper) if score else _NOT_TOLD
         yield {
             "outcome": one.outcome.name,
             "scheme": one.scheme.name,
             "features": one.features,
             "site": site,
-            "people": people,
+            "people": count,
             "metric": list_metrics(one.outcome)[0],
             **dict(zip(("value", "lower", "upper"), told, strict=True)),
         }

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from slimbrain_app.bids.dataset import open_output
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation.comparison import MODEL, Judgement
-from slimbrain_app.evaluation.features import average_runs
+from slimbrain_app.evaluation.features import Fixed, average_runs
 from slimbrain_app.evaluation.finetuning import fit_heads
 from slimbrain_app.files import lock
 from slimbrain_app.model.package_heads import Heads
@@ -27,19 +30,14 @@ from slimbrain_app.model.packages import (
 )
 from slimbrain_app.records import HeadScore, Refusal
 from slimbrain_app.settings import FinetuneSettings
-from slimbrain_app.workflow.evaluating import (
-    EvaluateCall,
-    Group,
-    Watch,
-    gather_group,
-    judge_outcomes,
-)
+from slimbrain_app.workflow.evaluating import judge_outcome
+from slimbrain_app.workflow.group import Group, PeopleCall, Watch, gather_group
 
 RECORD = "finetuning.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FinetuneCall(EvaluateCall):
+class FinetuneCall(PeopleCall):
     """What a fine-tuning is asked for on the command line."""
 
     settings: FinetuneSettings
@@ -75,17 +73,15 @@ def carry_out(call: FinetuneCall, watch: Watch) -> Finetuned:
     with ExitStack() as stack:
         name = f"models/{folder.name}"
         stack.enter_context(lock(call.output / "logs" / f"{folder.name}.lock", name))
-        group = gather_group(call, watch, stack)
+        group = gather_group(call, watch, stack, atlas=None)
         origin = _describe_origin(group, call.settings)
         before = find_finished(folder, origin)
         if before is not None:
             return Finetuned(
                 package=before, heads=None, notes=group.notes, refusals=group.refusals, before=True
             )
-        alone = replace(call.settings.judge, permutations=0)
-        settings = replace(call.settings, judge=alone)
-        judgements = judge_outcomes(group, settings, watch, only_model=True)
         embeddings = average_runs(group.cohort.embeddings, group.cohort.owners)
+        judgements = _judge(group, embeddings, call.settings, watch)
         scores = dict(_list_scores(judgements))
         heads = fit_heads(embeddings, group.people, group.outcomes, scores, call.settings.seed)
         package = add_heads(
@@ -128,6 +124,16 @@ def find_finished(folder: Path, origin: dict[str, object]) -> Package | None:
     return load_package(folder)
 
 
+def _judge(
+    group: Group, embeddings: NDArray[np.float64], settings: FinetuneSettings, watch: Watch
+) -> Iterator[Judgement]:
+    """Judge the model alone, without permutations."""
+    settings = replace(settings, judge=replace(settings.judge, permutations=0))
+    features = {MODEL: Fixed(embeddings)}
+    for outcome in group.outcomes:
+        yield from judge_outcome(outcome, features, group.people, settings, watch)
+
+
 def _describe_origin(group: Group, settings: FinetuneSettings) -> dict[str, object]:
     outcomes = {
         outcome.name: {
@@ -144,7 +150,7 @@ def _describe_origin(group: Group, settings: FinetuneSettings) -> dict[str, obje
     }
 
 
-def _list_scores(judgements: Sequence[Judgement]) -> Iterable[tuple[str, HeadScore]]:
+def _list_scores(judgements: Iterable[Judgement]) -> Iterable[tuple[str, HeadScore]]:
     """Yield the model's scores by outcome; the one with sites left out comes last, and counts."""
     for one in judgements:
         score = one.scores[0]

@@ -145,7 +145,7 @@ OLD_SIX = ("X", "Y", "Z", "RotX", "RotY", "RotZ")
 
 
 def nuisance_of(folder, columns, volumes=4, dummy_scans=0):
-    return read_nuisance(write_table(folder, columns), "confounds.tsv", volumes, dummy_scans)
+    return read_nuisance(write_table(folder, columns), "confounds.tsv", volumes, dummy_scans, 24)
 
 
 def test_nuisance_is_what_nilearn_loads_of_the_table(simulated):
@@ -154,7 +154,7 @@ def test_nuisance_is_what_nilearn_loads_of_the_table(simulated):
     expected, _ = load_confounds(
         str(bold), strategy=("motion", "wm_csf"), motion="full", wm_csf="basic", demean=False
     )
-    nuisance = read_nuisance(table, table.name, 40, 0)
+    nuisance = read_nuisance(table, table.name, 40, 0, 24)
     assert sorted(nuisance.names) == sorted(expected.columns)
     np.testing.assert_allclose(
         nuisance.values, expected[list(nuisance.names)], rtol=1e-4, atol=1e-7
@@ -183,7 +183,7 @@ def test_nuisance_is_as_much_as_the_table_knows(tmp_path):
 @pytest.mark.parametrize("columns", [None, {"dvars": FD}, {"1": [0.1] * 4}])
 def test_nothing_known_is_nothing_to_remove(tmp_path, columns):
     path = None if columns is None else write_table(tmp_path, columns)
-    nuisance = read_nuisance(path, "confounds.tsv", 4, 1)
+    nuisance = read_nuisance(path, "confounds.tsv", 4, 1, 24)
     assert (nuisance.names, nuisance.values.shape) == ((), (3, 0))
 
 
