@@ -21,6 +21,7 @@ IGNORED = (
     "*_embeddings.*",
     "*_predictions.*",
     "*_attribution.*",
+    "*_contributions.*",
     "desc-slimbrain_runs.*",
     "desc-slimbrain_metrics.*",
     "desc-slimbrain_splits.*",

@@ -330,6 +330,7 @@ def _describe_judging(
         if family is not None
         else ""
     )
+    times = "once" if judge.repeats == 1 else f"{judge.repeats} times"
     sites = " and, apart from that, one whole site at a time" if by_site else ""
     confounds = (
         f" {' and '.join(judge.deconfound)} were taken out of all features by a linear regression "
@@ -339,7 +340,7 @@ def _describe_judging(
     )
     return (
         f"Every person was predicted by linear models fitted to others: {judge.folds} folds of "
-        f"people at random, alike in the outcome, {judge.repeats} times{together}{sites} were "
+        f"people at random, alike in the outcome, {times}{together}{sites} were "
         f"left out. Features were standardised, and a logistic regression with balanced classes, "
         f"or a ridge regression of numbers, was fitted "
         f"({_named('scikit-learn', software)}; Pedregosa et al., 2011). The penalty was chosen, "
@@ -367,11 +368,14 @@ def _describe_baselines(settings: EvaluateSettings, cleanings: Sequence[str]) ->
     others = f"; or of fewer or other confounds, in {more} more ways" if more > 0 else ""
     measured = " and ".join(kinds[kind] for kind in baseline.connectivity)
     connectivity = f"functional connectivity, that is {measured}; " if measured else ""
+    names = "age, sex, site and motion, as far as known"
+    names = names if baseline.covariates is None else ", ".join(baseline.covariates)
+    covariates = f"; and covariates alone ({names}), without the outcome" if names else ""
     return (
         f"The same folds and the same fit told the outcomes from other features: {connectivity}"
-        f"the mean and the deviation over time of each parcel; and covariates alone, without the "
-        f"outcome. Series were those of {atlas}. For connectivity they were {shown}{others}; "
-        f"confounds were filtered alike before they were removed (Lindquist et al., 2019)."
+        f"the mean and the deviation over time of each parcel{covariates}. Series were those of "
+        f"{atlas}. For connectivity they were {shown}{others}; confounds, where known, were "
+        f"filtered alike before they were removed (Lindquist et al., 2019)."
     )
 
 
@@ -379,7 +383,8 @@ def _describe_scores(settings: EvaluateSettings, draws: int) -> str:
     permutations = settings.judge.permutations
     tested = (
         f" p is the share of {permutations} outcomes dealt anew among people, and the true one, "
-        f"that were told as well by all of the procedure in the first repeat (Ojala and Garriga, 2010)."
+        f"that were told as well by all of the procedure in the first repeat (Ojala and "
+        f"Garriga, 2010)."
         if permutations
         else ""
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from typing import Any
@@ -19,7 +19,7 @@ from slimbrain_app.evaluation.judging import Score, compare_answers, score_answe
 from slimbrain_app.evaluation.map import map_people, tabulate_people
 from slimbrain_app.evaluation.metrics import Answers, list_metrics
 from slimbrain_app.evaluation.outcomes import Outcome
-from slimbrain_app.evaluation.sites import score_sites
+from slimbrain_app.evaluation.people import People
 from slimbrain_app.evaluation.tables import (
     tabulate_calibration,
     tabulate_metrics,
@@ -33,8 +33,10 @@ from slimbrain_app.report.evaluation import (
     render_evaluation_page,
     write_evaluation_page,
 )
+from slimbrain_app.report.group import link_evaluation
 from slimbrain_app.report.methods import describe_evaluation
 from slimbrain_app.settings import Baseline, EvaluateSettings, Judge, Predict
+from slimbrain_app.workflow.findings import tabulate_sites
 
 PEOPLE = 60
 SITES = [*["north"] * 30, *["south"] * 20, *["isle"] * 6, *[None] * 4]
@@ -138,16 +140,9 @@ def judge(outcome: Outcome, name: str, repeats: int) -> list[Judgement]:
     return judgements
 
 
-def list_sites(judgements: list[Judgement], sites: Mapping[str, str | None]) -> pd.DataFrame:
-    rows = [
-        (one.outcome.name, one.scheme.name, one.features, site, people, "", *ends)
-        for one in judgements
-        for site, people, score in score_sites(one, [sites[p] for p in one.outcome.people], 0)
-        for ends in [(score.value, score.lower, score.upper) if score else (np.nan,) * 3]
-    ]
-    columns = ["outcome", "scheme", "features", "site", "people", "metric"]
-    table = pd.DataFrame(rows, columns=[*columns, "value", "lower", "upper"])
-    return table.assign(metric="AUROC")
+def describe_people(sites: list[str | None]) -> People:
+    covariates = pd.DataFrame(index=LABELS)
+    return People(labels=tuple(LABELS), sites=tuple(sites), families=None, covariates=covariates)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +184,7 @@ def make_findings(make_recording) -> Callable[..., Findings]:
             "scores": tabulate_scores(own),
             "calibration": tabulate_calibration(own),
             "people": tabulate_people(LABELS, sites, [1] * PEOPLE, laid),
-            "sites": list_sites(judgements, dict(zip(LABELS, sites, strict=True))),
+            "sites": tabulate_sites(judgements, describe_people(sites), 0),
             "shares": tuple(laid.shares),
             "levels": {names[1]: {"F": "female"}},
             "settings": settings,
@@ -257,6 +252,10 @@ def test_no_folder_and_no_user_is_told(html: str) -> None:
     assert "jane" not in html
     assert "/home" not in html
     assert "people.tsv" in html
+
+
+def test_no_page_of_a_pretraining_is_linked_where_there_is_none(plain: Findings) -> None:
+    assert "group.html" not in render_evaluation_page(plain, set())
 
 
 def test_scores_are_those_of_the_table_of_metrics(html: str, findings: Findings) -> None:
@@ -458,14 +457,13 @@ def test_numbers_are_coloured_by_fifths() -> None:
 def test_the_page_of_a_pretraining_and_this_one_are_linked(plain, tmp_path) -> None:
     page = tmp_path / "group.html"
     page.write_text('<nav><a href="#main">x</a>\n</nav><nav></nav>', encoding="utf-8")
-    for _ in range(2):
-        write_evaluation_page(tmp_path, plain)
-        assert page.read_text(encoding="utf-8").count('href="evaluation.html"') == 1
-    assert 'href="group.html"' in (tmp_path / "evaluation.html").read_text(encoding="utf-8")
-    page.unlink()
     write_evaluation_page(tmp_path, plain)
-    assert [file.name for file in tmp_path.iterdir()] == ["evaluation.html"]
-    assert 'href="group.html"' not in (tmp_path / "evaluation.html").read_text(encoding="utf-8")
+    for _ in range(2):
+        assert page.read_text(encoding="utf-8").count('href="evaluation.html"') == 1
+        link_evaluation(page)
+    assert 'href="group.html"' in (tmp_path / "evaluation.html").read_text(encoding="utf-8")
+    link_evaluation(tmp_path / "absent.html")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["evaluation.html", "group.html"]
 
 
 @pytest.mark.parametrize(
@@ -473,6 +471,11 @@ def test_the_page_of_a_pretraining_and_this_one_are_linked(plain, tmp_path) -> N
     [
         (EvaluateSettings(judge=Judge(folds=7)), "7 folds of people"),
         (EvaluateSettings(judge=Judge(repeats=3)), "3 times"),
+        (EvaluateSettings(judge=Judge(repeats=1)), ", once and"),
+        (
+            EvaluateSettings(baseline=Baseline(covariates=("iq", "age"))),
+            "covariates alone (iq, age",
+        ),
         (EvaluateSettings(judge=Judge(permutations=50)), "share of 50 outcomes"),
         (EvaluateSettings(judge=Judge(deconfound=("age",))), "age were taken out of all features"),
         (EvaluateSettings(predict=Predict(family="kin")), "people of one family ('kin')"),
