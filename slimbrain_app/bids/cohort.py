@@ -36,7 +36,6 @@ _KEPT = (
     "SelectedWindows",
     "Warnings",
 )
-_RUN = "the run's embedding with its sidecar"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +120,8 @@ def read_cohort(output: Path, select: Select) -> tuple[CohortRun, ...]:
     traces = [
         trace for label in _choose_labels(output, select) for trace in _trace_runs(output, label)
     ]
+    if not traces:
+        raise _nothing_written(output)
     wanted = _of_runs(build_filter(select))
     chosen = [trace for trace in traces if _is_wanted(trace, wanted)]
     if not chosen:
@@ -142,32 +143,49 @@ def read_person(output: Path, participant: str) -> PersonPredictions | None:
         return None
     try:
         facts = json.loads((output / name).read_bytes())
-        return PersonPredictions(
+        told = PersonPredictions(
             sha256=facts["Model"]["SHA256"],
             runs=tuple(facts["Runs"]),
             predictions=read_predictions((output / name).with_suffix(".tsv")),
         )
+        levels = {(h["Outcome"], level) for h in facts["Model"]["Heads"] for level in levels_of(h)}
+        if {(one.outcome, one.level) for one in told.predictions} != levels:
+            raise ValueError("rows of other outcomes than the heads'")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(
-            name, "what is predicted of a person, with its sidecar", describe_fault(error)
+        raise RunRefused(
+            "output-bad",
+            file=name,
+            expected="what is predicted of a person, with its sidecar",
+            found=describe_fault(error),
+            advice="remove the two files and start the participant level again",
         ) from error
+    return told
+
+
+def levels_of(head: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """Return the classes of a head as a sidecar describes it; of a number, None alone."""
+    return tuple(head["Levels"]) or (None,)
 
 
 def _choose_labels(output: Path, select: Select) -> list[str]:
     there = sorted({*list_told(output), *(list_participants(output) if output.is_dir() else ())})
     if not there:
-        raise CallRefused(
-            "no-runs",
-            file=output,
-            expected="what the participant level writes",
-            found="no participant in logs/ or sub-*",
-            advice="run the participant level into this folder first",
-        )
+        raise _nothing_written(output)
     asked = dict.fromkeys(strip_prefix("sub", label) for label in select.participants)
     unknown = [label for label in asked if label not in there]
     if unknown:
         raise no_participant(output, unknown, there)
-    return list(asked) or there
+    return sorted(asked) or there
+
+
+def _nothing_written(output: Path) -> CallRefused:
+    return CallRefused(
+        "no-runs",
+        file=output,
+        expected="what the participant level writes",
+        found="no run in logs/sub-*_status.json or sub-*",
+        advice="run the participant level into this folder first",
+    )
 
 
 def _of_runs(wanted: Filter) -> Filter:
@@ -211,7 +229,7 @@ def _read_run(output: Path, trace: _Trace, makings: dict[tuple[str, str], Making
         return run(refusal=trace.refusal)
     try:
         if trace.sidecar is None:
-            raise _damaged(trace.run, _RUN, "no file of that name")
+            raise _damaged(trace.run, "no file of that name")
         return run(**_read_outputs(output, trace.sidecar, makings))
     except RunRefused as error:
         return run(refusal=Refusal.of(trace.run, error))
@@ -237,9 +255,8 @@ def _read_outputs(
             seed=facts["Seed"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(
-            sidecar.relative_to(output).as_posix(), _RUN, describe_fault(error)
-        ) from error
+        place = sidecar.relative_to(output).as_posix()
+        raise _damaged(place, describe_fault(error)) from error
     return {
         "making": makings.setdefault((making.sha256, making.fingerprint), making),
         "facts": {key: facts.get(key) for key in _KEPT},
@@ -249,11 +266,11 @@ def _read_outputs(
     }
 
 
-def _damaged(file: str, expected: str, found: str) -> RunRefused:
+def _damaged(file: str, found: str) -> RunRefused:
     return RunRefused(
         "output-bad",
         file=file,
-        expected=expected,
+        expected="the run's embedding with its sidecar",
         found=found,
         advice="start the participant level again: it makes anew what is damaged",
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from slimbrain_app.bids.cohort import CohortRun, Making, PersonPredictions
+from slimbrain_app.bids.cohort import CohortRun, Making, PersonPredictions, levels_of
 from slimbrain_app.bids.outputs import write_table
 from slimbrain_app.bids.sidecars import COLUMNS, FLAGS, describe_columns
 from slimbrain_app.files import whole_file, write_json
@@ -295,7 +295,7 @@ def _lay_cells(
     }
     cells: dict[str, _Cell] = {}
     for head in heads:
-        for level in head["Levels"] or (None,):
+        for level in levels_of(head):
             for field in _FIELDS:
                 if field == "value" or (head["Outcome"], level, field) in known:
                     name = _name_prediction(head["Outcome"], level, field)

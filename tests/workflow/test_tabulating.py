@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -309,10 +310,17 @@ def test_predictions_from_runs_or_models_that_were_not_chosen_are_not_shown(pred
     assert [row["age"] for row in read_people(predicted)] == ["n/a", "n/a"]
 
 
-def test_damaged_predictions_are_named(predicted):
-    predict(predicted, "01", RUNS[:2], "age n/a many 1 2 3 yes n/a", heads=HEADS)
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        ("age n/a many 1 2 3 yes n/a", "many"),
+        ("\n".join(PREDICTIONS.splitlines()[:3]), "other outcomes"),
+    ],
+)
+def test_damaged_predictions_are_named(predicted, rows, found):
+    predict(predicted, "01", RUNS[:2], rows, heads=HEADS)
     (refusal,) = collect(predicted).damaged
-    assert refusal.run == "sub-01" and "many" in refusal.found
+    assert refusal.run == "sub-01" and found in refusal.found
     assert [row["runs"] for row in read_people(predicted)] == ["2", "1"]
 
 
@@ -407,6 +415,14 @@ def test_selection_that_leaves_nothing_says_what_there_is(output, select, reason
     assert all(word in str(caught.value) for word in words)
 
 
-def test_folder_without_outputs_says_to_run_the_participant_level_first(tmp_path):
+@pytest.mark.parametrize("folder", [".", "sub-01/func", "logs"])
+def test_folder_without_outputs_says_to_run_the_participant_level_first(tmp_path, folder):
+    (tmp_path / "out" / folder).mkdir(parents=True)
     with pytest.raises(CallRefused, match=r"no-runs.*run the participant level"):
         make_tables(ask(tmp_path / "out"))
+
+
+def test_dataset_that_is_not_there_is_refused(output):
+    call = replace(ask(output), dataset=output / "gone")
+    with pytest.raises(CallRefused, match="no-input"):
+        make_tables(call)
