@@ -177,11 +177,11 @@ def embed_views(
     voxels = torch.from_numpy(np.load(prepared.folder / "voxels.npy")).to(device)
 
     def read(view: View) -> Tensor:
-        frames = _read_view(prepared, contract, view)
+        frames = read_view(prepared, contract, view)
         return gather_patches(torch.from_numpy(frames).to(device), voxels, single)
 
     def embed(batch: tuple[View, ...]) -> NDArray[np.float32]:
-        with torch.inference_mode(), _memory_refused(device):
+        with torch.inference_mode(), memory_refused(device):
             patches = [read(view) for view in batch]
             missing = size - len(patches)
             embeddings = encoder(torch.cat(patches + patches[-1:] * missing), table)
@@ -189,13 +189,13 @@ def embed_views(
             return rows
 
     batches = (views[first : first + size] for first in range(0, len(views), size))
-    with _single_threads() as threads:
+    with single_threads() as threads:
         most = _AT_ONCE // (len(single.tokens) * encoder.sizes.width) if device == "cpu" else 1
         yield from map_in_order(embed, batches, max(1, min(threads, most)))
 
 
 @contextmanager
-def _single_threads() -> Iterator[int]:
+def single_threads() -> Iterator[int]:
     """Yield how many threads may embed, each of which computes alone.
 
     A product by several threads may have other bits than one by one thread.
@@ -213,8 +213,8 @@ def _single_threads() -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _read_view(prepared: PreparedRun, contract: Contract, view: View) -> NDArray[np.float32]:
-    """Return (channels, frames, voxels)."""
+def read_view(prepared: PreparedRun, contract: Contract, view: View) -> NDArray[np.float32]:
+    """Return what the encoder is given of a view, (channels, frames, voxels)."""
     from slimbrain_app.prepare.store import read_frames
 
     return np.stack(
@@ -226,7 +226,8 @@ def _read_view(prepared: PreparedRun, contract: Contract, view: View) -> NDArray
 
 
 @contextmanager
-def _memory_refused(device: str) -> Iterator[None]:
+def memory_refused(device: str) -> Iterator[None]:
+    """Turn a device's want of memory into a refusal of the run, ``out-of-memory``."""
     import torch
 
     try:

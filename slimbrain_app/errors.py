@@ -155,6 +155,9 @@ REASONS: Mapping[str, Reason] = {
     "stopped": _call(Exit.TRY_AGAIN, "stopped by a signal; start again to go on"),
     "package-missing": _call(Exit.CONFIGURATION, "the model package is not there"),
     "package-bad": _call(Exit.CONFIGURATION, "the model package is damaged or not understood"),
+    "no-head": _call(
+        Exit.CONFIGURATION, "predictions are to be explained, but the model package has no head"
+    ),
     "settings-bad": _call(Exit.CONFIGURATION, "the settings file can't be used"),
 }
 

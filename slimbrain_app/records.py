@@ -161,7 +161,8 @@ class PreparedRun:
     displacement : tuple of float or None
         Framewise displacement (mm) of each volume, where it is known; the first one's is 0.
     checksums : tuple of (str, str)
-        Source file below the dataset, SHA-256 of its bytes as read.
+        Source file below the dataset, SHA-256 of its bytes as read; the BOLD file first. None
+        where a run was simulated as prepared.
     fingerprint : str
         Hash of what made it.
     """
@@ -181,6 +182,11 @@ class PreparedRun:
     checksums: tuple[tuple[str, str], ...]
     fingerprint: str
     notices: tuple[Notice, ...]
+
+    @property
+    def identity(self) -> str:
+        """The checksum of the BOLD file, or the fingerprint if there never was one."""
+        return self.checksums[0][1] if self.checksums else self.fingerprint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -390,6 +396,73 @@ class Prediction:
     percentile: float | None
     calibrated: bool
     flags: tuple[Flag, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParcelShare:
+    """What a parcel's voxels add to an output.
+
+    ``parcel`` is its number in the atlas, 0 for all voxels outside parcels; ``share`` the part of
+    the sum of all voxels' absolute attributions that is its own.
+    """
+
+    parcel: int
+    name: str
+    network: str | None
+    voxels: int
+    attribution: float
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowShare:
+    """What a selected window adds to an output.
+
+    ``window`` is its place among all windows, onset and duration are in s. ``contribution`` is its
+    part of the output itself, ``over_baseline`` what of that the baseline would not have given.
+    """
+
+    window: int
+    onset: float
+    duration: float
+    contribution: float
+    over_baseline: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Explanation:
+    """Where in the brain, and when, one output of a head for a run comes from.
+
+    Attributes
+    ----------
+    outcome : str
+    level : str or None
+        The class whose log odds these are; none for a number.
+    units : str
+        Of the output and all its parts.
+    output, baseline : float
+        For the run, and for the same brain standing still.
+    gap : float
+        By how much the attributions' sum misses the difference of these two.
+    points : int
+        Gradients taken along the path, in the view that needed most.
+    parcels : tuple of ParcelShare
+    windows : tuple of WindowShare
+        The selected ones, best first.
+    values : ndarray, float32, shape (voxels,), or None
+        Attribution of each brain voxel, where it is still at hand.
+    """
+
+    outcome: str
+    level: str | None
+    units: str
+    output: float
+    baseline: float
+    gap: float
+    points: int
+    parcels: tuple[ParcelShare, ...]
+    windows: tuple[WindowShare, ...]
+    values: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -85,6 +85,7 @@ class Output:
 
     save_views: bool = False
     save_prepared: bool = False
+    attribution: bool = False
     overwrite: Overwrite = "changed"
 
 
@@ -373,6 +374,9 @@ class Baseline:
     atlas : str
         ``schaefer200``, another Schaefer atlas that TemplateFlow has, or a file of labels.
     connectivity : tuple of {"correlation", "partial", "tangent"}
+    motion : {6, 24}
+        Parameters that are taken out of the parcels' series, beside CSF and white matter, where a
+        confounds table is at hand. Short runs can't spare 24.
     covariates : tuple of str or None
         Columns; ``motion`` is the mean framewise displacement. None for age, sex, site and motion,
         as far as known.
@@ -382,6 +386,7 @@ class Baseline:
 
     atlas: str = "schaefer200"
     connectivity: tuple[Literal["correlation", "partial", "tangent"], ...] = ("correlation",)
+    motion: Literal[6, 24] = 6
     covariates: tuple[str, ...] | None = None
 
 

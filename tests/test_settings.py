@@ -54,6 +54,7 @@ outputs = st.builds(
     Output,
     save_views=st.booleans(),
     save_prepared=st.booleans(),
+    attribution=st.booleans(),
     overwrite=st.sampled_from(["never", "changed", "always"]),
 )
 computes = st.builds(
@@ -240,7 +241,12 @@ def test_every_default_is_written(folder: Path) -> None:
             "prepare": {},
             "rank": {"mode": "mutual", "windows": 8, "fd_threshold": 0.5},
             "encode": {"views": 1},
-            "output": {"save_views": False, "save_prepared": False, "overwrite": "changed"},
+            "output": {
+                "save_views": False,
+                "save_prepared": False,
+                "attribution": False,
+                "overwrite": "changed",
+            },
             "compute": {"device": "auto", "stop_on_first_crash": False},
         }
     )

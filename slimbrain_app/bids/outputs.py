@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from slimbrain_app.bids.entities import build_name
 from slimbrain_app.bids.sidecars import (
+    ATTRIBUTION,
     MASK,
     Provenance,
     describe_call,
     describe_columns,
+    describe_explanations,
     describe_run,
     inputs_agree,
 )
@@ -23,17 +25,23 @@ from slimbrain_app.files import sha256_of, whole_file, whole_folder, write_json
 from slimbrain_app.records import (
     Contract,
     Embedding,
+    Explanation,
     Flag,
+    ParcelShare,
     Prediction,
     PreparedRun,
     RankedRun,
     Run,
+    WindowShare,
 )
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
+
+# What explains a run: its map and parcels, and its windows.
+_EXPLAINING = ("attribution", "contributions")
 
 
 def name_output(run: Run, contract: Contract, suffix: str, extension: str, stat: str = "") -> str:
@@ -59,6 +67,7 @@ def write_run(
     mask: NDArray[np.bool_],
     provenance: Provenance,
     predictions: Sequence[Prediction] = (),
+    explanations: Sequence[Explanation] = (),
 ) -> tuple[str, ...]:
     """Write all that is kept of a run: its data, then the JSONs, the one that tells last.
 
@@ -68,21 +77,26 @@ def write_run(
         The voxels that were encoded.
     predictions : sequence of Prediction
         Without any, those of an earlier call are removed.
+    explanations : sequence of Explanation
+        So, too; their values are of the mask's voxels in C order.
 
     Returns
     -------
     tuple of str
         Every file written, below ``output``.
     """
+    import numpy as np
+
     contract = provenance.model.contract
     content: dict[str, Mapping[str, Any]] = {}
     image = name_output(run, contract, "mask", ".nii.gz")
-    _write_mask(output / image, mask, contract)
+    _write_image(output / image, mask.astype(np.uint8), contract)
     content[image] = MASK
     if provenance.settings.output.save_prepared:
         _copy_folder(prepared.folder, output / name_output(run, contract, "prepared", ""))
     if not predictions:
         _remove_table(output, name_output(run, contract, "predictions", ".tsv"))
+    content |= _write_explanations(output, run, mask, explanations, provenance)
     for name, table in _tabulate(run, ranked, embedding, predictions, provenance):
         write_table(output / name, table)
         content[name] = describe_columns(table.columns, provenance.model.heads)
@@ -93,7 +107,7 @@ def write_run(
         write_json(output / _json_of(name), {**content[name], **facts})
     checksums = {name: sha256_of(output / name) for name in content}
     write_json(output / _json_of(last), {**content[last], **facts, "Outputs": checksums})
-    return (*content, *(_json_of(name) for name in content))
+    return (*content, *dict.fromkeys(_json_of(name) for name in content))
 
 
 def write_person(
@@ -134,6 +148,40 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
         return tuple(map(_restore_prediction, csv.DictReader(stream, delimiter="\t")))
 
 
+def read_explanations(output: Path, run: Run, contract: Contract) -> tuple[Explanation, ...]:
+    """Return what an earlier call wrote to explain a run, without its maps; nothing if none."""
+    import pandas as pd
+
+    names = [name_output(run, contract, suffix, ".tsv") for suffix in _EXPLAINING]
+    if not (output / names[0]).exists():
+        return ()
+    parcels, windows = (
+        pd.read_csv(
+            output / name,
+            sep="\t",
+            dtype={"outcome": str, "level": str},
+            keep_default_na=False,
+            na_values={"network": "n/a"},
+        )
+        for name in names
+    )
+    told = json.loads((output / _json_of(names[0])).read_text(encoding="utf-8"))["Maps"]
+    return tuple(
+        Explanation(
+            outcome=one["Outcome"],
+            level=one["Level"],
+            units=one["Units"],
+            output=one["Output"],
+            baseline=one["Baseline"],
+            gap=one["Gap"],
+            points=one["Points"],
+            parcels=tuple(ParcelShare(**row) for row in _pick_rows(parcels, one)),
+            windows=tuple(WindowShare(**row) for row in _pick_rows(windows, one)),
+        )
+        for one in told
+    )
+
+
 def is_whole(output: Path, run: Run, contract: Contract) -> bool:
     """Whether an earlier call wrote ``run`` to the end, and nothing has changed it since."""
     return _outputs_agree(output, read_facts(output, run, contract))
@@ -169,6 +217,50 @@ def read_facts(output: Path, run: Run, contract: Contract) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def _write_explanations(
+    output: Path,
+    run: Run,
+    mask: NDArray[np.bool_],
+    explanations: Sequence[Explanation],
+    provenance: Provenance,
+) -> dict[str, Mapping[str, Any]]:
+    """Write maps and tables; return what their JSONs, of which two are one, say."""
+    import numpy as np
+    import pandas as pd
+
+    contract = provenance.model.contract
+    image = name_output(run, contract, _EXPLAINING[0], ".nii.gz")
+    names = [name_output(run, contract, suffix, ".tsv") for suffix in _EXPLAINING]
+    if not explanations:
+        for name in (image, *names):
+            _remove_table(output, name)
+        return {}
+    maps = np.zeros((*mask.shape, len(explanations)), np.float32)
+    maps[mask] = np.transpose([one.values for one in explanations])
+    _write_image(output / image, maps, contract)
+    content: dict[str, Mapping[str, Any]] = {}
+    for name, part in zip(names, ("parcels", "windows"), strict=True):
+        table = pd.DataFrame(
+            {"outcome": one.outcome, "level": one.level, **asdict(row)}
+            for one in explanations
+            for row in getattr(one, part)
+        )
+        write_table(output / name, table)
+        content[name] = describe_columns(table.columns, provenance.model.heads)
+    told = describe_explanations(explanations)
+    shared = {**ATTRIBUTION, **content[names[0]], **told}
+    return {image: shared, names[0]: shared, names[1]: {**content[names[1]], **told}}
+
+
+def _pick_rows(table: pd.DataFrame, told: Mapping[str, Any]) -> list[Any]:
+    """Return the rows of one output, without what says so."""
+    level = told["Level"] or "n/a"
+    rows = table[(table["outcome"] == told["Outcome"]) & (table["level"] == level)]
+    rows = rows.drop(columns=["outcome", "level"]).astype(object)
+    records: list[Any] = rows.where(rows.notna(), None).to_dict("records")
+    return records
 
 
 def _tabulate(
@@ -243,13 +335,16 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, sep="\t", index=False, float_format="%.9g", na_rep="n/a")
 
 
-def _write_mask(path: Path, mask: NDArray[np.bool_], contract: Contract) -> None:
+def _write_image(
+    path: Path, values: NDArray[np.uint8] | NDArray[np.float32], contract: Contract
+) -> None:
+    """Write one volume or several on the model grid."""
     import nibabel as nib
     import numpy as np
 
     affine = np.diag([contract.voxel_size] * 3 + [1.0])
     affine[:3, 3] = contract.origin
-    image = nib.Nifti1Image(mask.astype(np.uint8), affine)
+    image = nib.Nifti1Image(values, affine)
     image.set_sform(affine, code="mni")
     image.set_qform(affine, code="mni")
     image.header.set_xyzt_units("mm")
@@ -277,8 +372,11 @@ def _has_extras(output: Path, run: Run, provenance: Provenance) -> bool:
     contract, wanted = provenance.model.contract, provenance.settings.output
     views = output / name_output(run, contract, "embeddings", ".tsv")
     prepared = output / name_output(run, contract, "prepared", "")
-    return (not wanted.save_views or views.exists()) and (
-        not wanted.save_prepared or prepared.is_dir()
+    attribution = output / name_output(run, contract, _EXPLAINING[0], ".nii.gz")
+    return (
+        (not wanted.save_views or views.exists())
+        and (not wanted.save_prepared or prepared.is_dir())
+        and (not wanted.attribution or attribution.exists())
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from slimbrain_app.files import sha256_of
 from slimbrain_app.records import (
     Embedding,
+    Explanation,
     Flag,
     Head,
     ModelIdentity,
@@ -27,6 +28,11 @@ TEMPLATE = (
 )
 MASK: Mapping[str, Any] = {
     "Description": "Brain voxels that were encoded, on the model grid",
+    "Type": "Brain",
+}
+ATTRIBUTION: Mapping[str, Any] = {
+    "Description": "What each voxel adds to outputs of linear heads, over the same brain standing "
+    "still: integrated gradients, summed over frames, mean over views; a volume for each of Maps",
     "Type": "Brain",
 }
 FLAGS: Mapping[Flag, str] = {
@@ -54,6 +60,18 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
     "calibrated": {
         "Description": "Whether people left out say how far to trust the probability or interval"
+    },
+    "parcel": {"Description": "Number of the parcel in the atlas; 0 is outside all parcels"},
+    "name": {"Description": "Name of the parcel"},
+    "network": {"Description": "Network of the parcel"},
+    "voxels": {"Description": "Brain voxels of the run in the parcel"},
+    "attribution": {"Description": "Sum of the parcel's voxels in the map"},
+    "share": {"Description": "Part of all voxels' absolute attributions that is the parcel's"},
+    "contribution": {
+        "Description": "The window's part of the output; with the bias, they sum to it"
+    },
+    "over_baseline": {
+        "Description": "What of the contribution the brain standing still would not have given"
     },
     "flag": {"Description": "Why not to trust the value, separated by commas"},
 }
@@ -133,6 +151,26 @@ def describe_call(provenance: Provenance) -> dict[str, Any]:
     }
 
 
+def describe_explanations(explanations: Sequence[Explanation]) -> dict[str, Any]:
+    """Return what each volume of a map is, in order, and how far it is to be trusted."""
+    return {
+        "Method": "integrated gradients from each voxel's mean over the run",
+        "Atlas": "Schaefer 2018, 200 parcels, 7 networks",
+        "Maps": [
+            {
+                "Outcome": one.outcome,
+                "Level": one.level,
+                "Units": one.units,
+                "Output": one.output,
+                "Baseline": one.baseline,
+                "Gap": one.gap,
+                "Points": one.points,
+            }
+            for one in explanations
+        ],
+    }
+
+
 def describe_model(model: ModelIdentity) -> dict[str, Any]:
     return {
         "Name": model.name,
@@ -180,6 +218,7 @@ def _describe_predictions(heads: Sequence[Head]) -> dict[str, Any]:
     units = {head.outcome: head.units or "unknown" for head in heads if head.kind == "number"}
     units |= {head.outcome: "probability" for head in heads if head.kind == "class"}
     told = {"Units": ", ".join(f"{unit} ({outcome})" for outcome, unit in units.items())}
+    odds = {"Units": told["Units"].replace("probability (", "log odds (")}
     levels: dict[str, list[str]] = {}
     for head in heads:
         for level in head.classes:
@@ -195,6 +234,9 @@ def _describe_predictions(heads: Sequence[Head]) -> dict[str, Any]:
         "value": told,
         "lower": told,
         "upper": told,
+        "attribution": odds,
+        "contribution": odds,
+        "over_baseline": odds,
         "calibrated": {"Levels": {"yes": "They do", "no": "They don't"}},
         "flag": {"Levels": dict(FLAGS)},
     }

@@ -79,7 +79,8 @@ class Terminal:
     @contextmanager
     def progress(self, plan: Plan) -> Iterator[Callable[[str, str], None]]:
         """Yield the watcher of steps: a bar on a terminal, plain lines elsewhere."""
-        total = len(plan.todo) * len(VERBS)
+        steps = len(VERBS) + plan.provenance.settings.output.attribution
+        total = len(plan.todo) * steps
         if self.quiet or not total:
             yield lambda *_: None
         elif self.errors.is_terminal:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from slimbrain_app.records import (
     Embedding,
+    Explanation,
     ModelIdentity,
     Notice,
     Prediction,
@@ -46,6 +47,8 @@ class ReportedRun:
         Mean over time and brain mask on the model grid, where they are still at hand.
     predictions : tuple of Prediction
         By heads of the call's own package.
+    explanations : tuple of Explanation
+        Of these, where that was wished; without maps where they are no longer at hand.
     done_before : bool
         An earlier call has done this run. Its figures are taken over where they are there.
     """
@@ -73,6 +76,7 @@ class ReportedRun:
     mean_image: NDArray[np.float32] | None
     mask: NDArray[np.bool_] | None
     predictions: tuple[Prediction, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
     done_before: bool = False
 
     @classmethod
@@ -86,6 +90,7 @@ class ReportedRun:
         mean_image: NDArray[np.float32],
         mask: NDArray[np.bool_],
         predictions: tuple[Prediction, ...] = (),
+        explanations: tuple[Explanation, ...] = (),
     ) -> ReportedRun:
         """Collect what the steps of this call have said of a run."""
         return cls(
@@ -112,6 +117,7 @@ class ReportedRun:
             mean_image=mean_image,
             mask=mask,
             predictions=predictions,
+            explanations=explanations,
         )
 
     @property

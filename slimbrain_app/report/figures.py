@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimbrain_app.prepare.grid import template_brain
-from slimbrain_app.records import Contract, Window
+from slimbrain_app.records import Contract, Explanation, Window
 from slimbrain_app.report.contents import ReportedRun, join_spans
 from slimbrain_app.report.svg import (
     BLUE,
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 TILES = 7
 # One voxel of the mosaic is one point.
 POINTS = 72
+# Inches above a map.
+_TITLE = 0.3
 # Rows below each tile for its coordinate.
 FOOT = 12
 _SHADES = 64
@@ -74,6 +76,52 @@ def draw_coverage(
             "The run's brain mask is a solid orange line, the template's edge a dashed blue one."
         )
         return write_svg(figure, f"{name}_coverage", description).replace(_PIXELS, "")
+
+
+def draw_attribution(
+    name: str,
+    explanations: Sequence[Explanation],
+    mask: NDArray[np.bool_],
+    contract: Contract,
+) -> str:
+    """Draw the map of each output over the mask's outline, in three planes, one below another.
+
+    Each has a scale of its own, to the 99.5th percentile of its voxels without sign.
+    """
+    cuts = {axis: cut_places(template_brain(), axis) for axis in _PLANES}
+    outline = mosaic(mask, cuts)
+    height, width = outline.shape
+    count = len(explanations)
+    with new_figure(width / POINTS, count * (height / POINTS + _TITLE)) as figure:
+        figure.set_layout_engine("none")
+        share = height / (height + _TITLE * POINTS) / count
+        for place, one in enumerate(explanations, start=1):
+            axes = figure.add_axes((0, 1 - place / count, 1, share))
+            image = np.zeros(mask.shape, np.float32)
+            image[mask] = one.values
+            limit = float(np.percentile(np.abs(image[mask]), 99.5)) or 1.0
+            axes.imshow(
+                np.ma.masked_equal(mosaic(image, cuts), 0),
+                cmap="PuOr",
+                vmin=-limit,
+                vmax=limit,
+                interpolation="none",
+            )
+            _draw_edge(axes, outline, color=GREY, linewidth=0.6)
+            axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+            axes.axis("off")
+            axes.set_title(_title_map(one, limit), size=9, loc="left")
+            _label_tiles(axes, cuts, contract, INK)
+        description = (
+            f"Attributions of {count} outputs on the model grid in axial, coronal and sagittal "
+            "planes, left on the left: purple raises the output, orange lowers it."
+        )
+        return write_svg(figure, f"{name}_attribution", description).replace(_PIXELS, "")
+
+
+def _title_map(one: Explanation, limit: float) -> str:
+    level = f" {one.level}" if one.level else ""
+    return f"{one.outcome}{level}: full colour at {limit:.2g} {one.units} in a voxel"
 
 
 def cut_places(template: NDArray[np.bool_], axis: int) -> list[int]:
@@ -166,21 +214,23 @@ def _draw_edge(axes: Axes, image: NDArray[np.float32], **style: Any) -> None:
     axes.plot(*np.vstack(pieces).T, **style)
 
 
-def _label_tiles(axes: Axes, cuts: dict[int, list[int]], contract: Contract) -> None:
+def _label_tiles(
+    axes: Axes, cuts: dict[int, list[int]], contract: Contract, color: str = "white"
+) -> None:
     size = contract.shape[0]
     for row, axis in enumerate(_PLANES):
         top = row * (size + FOOT)
         for column, place in enumerate(cuts[axis]):
             text = _name_cut(axis, contract.origin[axis] + contract.voxel_size * place)
             centre = (column + 0.5) * size
-            axes.text(centre, top + size + 3, text, color="white", size=7, ha="center", va="center")
+            axes.text(centre, top + size + 3, text, color=color, size=7, ha="center", va="center")
         left, right = ("P", "A") if axis == 0 else ("L", "R")
         for side, x, align in ((left, 4, "left"), (right, TILES * size - 4, "right")):
             axes.text(
                 x,
                 top + size / 2,
                 side,
-                color="white",
+                color=color,
                 size=10,
                 weight="bold",
                 ha=align,

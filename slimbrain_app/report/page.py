@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 # Mail servers stop at 5 MB; a megabyte is left for the text.
 INLINE_BYTES = 4_000_000
 
-KINDS = ("coverage", "windows", "embedding")
+KINDS = ("coverage", "windows", "embedding", "attribution")
+# Parcels that the page lists for each map.
+TOP_PARCELS = 10
 
 RUNGS = {
     0: "already in the model's space",
@@ -106,6 +108,7 @@ def render_page(
             apart=_list_apart(participant, runs, predictions),
             units={head.outcome: head.units for head in context.model.heads},
             flags=FLAGS,
+            top_parcels=TOP_PARCELS,
             reasons=REASONS,
             rungs=RUNGS,
             origins=ORIGINS,
@@ -157,6 +160,8 @@ def _draw_run(
 ) -> Iterator[Drawing]:
     for kind in KINDS:
         file = folder / f"{run.name}_desc-slimbrain_{kind}.svg"
+        if kind == "attribution" and not run.explanations:
+            continue
         if run.done_before and (output / file).exists():
             svg = (output / file).read_text(encoding="utf-8")
         else:
@@ -168,7 +173,12 @@ def _draw_run(
 
 
 def _draw(kind: str, run: ReportedRun, context: ReportContext) -> str:
-    from slimbrain_app.report.figures import draw_coverage, draw_embedding, draw_windows
+    from slimbrain_app.report.figures import (
+        draw_attribution,
+        draw_coverage,
+        draw_embedding,
+        draw_windows,
+    )
 
     if kind == "windows":
         return draw_windows(run, context.settings.rank.fd_threshold)
@@ -176,6 +186,8 @@ def _draw(kind: str, run: ReportedRun, context: ReportContext) -> str:
         return draw_embedding(run)
     if run.mean_image is None or run.mask is None:
         return ""
+    if kind == "attribution":
+        return draw_attribution(run.name, run.explanations, run.mask, context.model.contract)
     return draw_coverage(run.name, run.mean_image, run.mask, context.model.contract)
 
 

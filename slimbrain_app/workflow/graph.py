@@ -11,12 +11,21 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow
 
 from slimbrain_app.records import Run
-from slimbrain_app.workflow.interfaces import Encode, Prepare, Rank, Report, Step, Write
+from slimbrain_app.workflow.interfaces import (
+    Encode,
+    Explain,
+    Prepare,
+    Rank,
+    Report,
+    Step,
+    Write,
+)
 from slimbrain_app.workflow.plan import Participant
 from slimbrain_app.workflow.state import Call, ParticipantCall, RunState
 
-# Measured peaks in GB: a few volumes, the store in blocks, one window's activations.
-MEMORY = {Prepare: 1.0, Rank: 1.0, Encode: 2.0, Write: 0.8}
+# Measured peaks in GB: a few volumes, the store in blocks, one window's activations, their
+# gradients.
+MEMORY = {Prepare: 1.0, Rank: 1.0, Encode: 2.0, Explain: 3.0, Write: 0.8}
 SERIAL = (Write,)
 
 
@@ -43,7 +52,10 @@ def build_graph(participants: Sequence[Participant], call: ParticipantCall) -> L
 
 
 def build_participant(participant: Participant, call: ParticipantCall) -> pe.Workflow:
-    """Lay ``prepare``, ``rank``, ``encode``, ``write`` for each run, then their ``report``."""
+    """Lay ``prepare``, ``rank``, ``encode``, ``write`` for each run, then their ``report``.
+
+    Between the last two of a run there is ``explain``, if that is wished.
+    """
     graph = pe.Workflow(name=f"sub_{participant.label}")
     report = _make_node(
         Report(participant=participant, call=call, states=[]), "report", depth=len(MEMORY)
@@ -56,7 +68,8 @@ def build_participant(participant: Participant, call: ParticipantCall) -> pe.Wor
     )
     graph.connect(merge, "out", report, "states")
     for number, run in enumerate(participant.todo, start=1):
-        steps = [_make_step(kind, run, number, call) for kind in MEMORY]
+        kinds = [kind for kind in MEMORY if kind is not Explain or call.explains]
+        steps = [_make_step(kind, run, number, call) for kind in kinds]
         steps[0].inputs.state = RunState(run=run, folder=call.work / run.name)
         for before, after in pairwise(steps):
             graph.connect(before, "state", after, "state")

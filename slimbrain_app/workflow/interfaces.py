@@ -123,6 +123,24 @@ class Encode(Step):
         return replace(state, embedding=embedding, predictions=predictions)
 
 
+class Explain(Step):
+    """Find where in the brain, and when, what heads tell of the run comes from."""
+
+    def advance(self, state: RunState, call: ParticipantCall) -> RunState:
+        from slimbrain_app.evaluation.explanation import explain_run
+
+        assert state.prepared and state.ranked and state.embedding
+        explanations = explain_run(
+            state.prepared,
+            state.ranked,
+            state.embedding,
+            call.package,
+            call.provenance.settings.encode,
+            call.device,
+        )
+        return replace(state, explanations=explanations)
+
+
 class Write(Step):
     """Write the run's outputs; its figures are drawn with the report."""
 
@@ -140,6 +158,7 @@ class Write(Step):
             mask_image(state.prepared),
             call.provenance,
             state.predictions,
+            state.explanations,
         )
         return replace(state, outputs=outputs)
 

@@ -68,6 +68,7 @@ def make_plan(dataset: Path, output: Path, settings: ParticipantSettings) -> Pla
     from slimbrain_app.model.packages import load_package
 
     package = load_package(settings.model, [output / "models"])
+    _check_heads(package, settings)
     provenance = Provenance(
         model=package.identity,
         settings=settings,
@@ -82,6 +83,19 @@ def make_plan(dataset: Path, output: Path, settings: ParticipantSettings) -> Pla
         device=_choose_device(settings.compute.device),
         provenance=provenance,
     )
+
+
+def _check_heads(package: Package, settings: ParticipantSettings) -> None:
+    """Refuse to explain predictions that are not made."""
+    if settings.output.attribution and not package.heads:
+        raise CallRefused(
+            "no-head",
+            file=package.folder.name,
+            expected="a model package with heads, since output.attribution is true",
+            found="one without",
+            advice="give a package that group --action finetune has made with --model, or set "
+            "output.attribution to false",
+        )
 
 
 def list_software() -> dict[str, str]:

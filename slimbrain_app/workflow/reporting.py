@@ -12,6 +12,7 @@ import numpy as np
 from slimbrain_app.bids.outputs import (
     is_by_model,
     name_output,
+    read_explanations,
     read_facts,
     read_predictions,
     write_person,
@@ -91,12 +92,14 @@ def _report_done(state: RunState) -> ReportedRun:
         mean_image=mean_image(state.prepared),
         mask=mask_image(state.prepared),
         predictions=state.predictions,
+        explanations=state.explanations,
     )
 
 
 def _report_current(run: Run, facts: Any, call: ParticipantCall) -> ReportedRun:
     contract = call.package.contract
     windows = _read_table(call, name_output(run, contract, "windows", ".tsv"))
+    predictions = _read_predictions(run, facts, call)
     mean = _read_table(call, name_output(run, contract, "embeddings", ".tsv", stat="mean"))
     return ReportedRun(
         name=run.name,
@@ -123,7 +126,8 @@ def _report_current(run: Run, facts: Any, call: ParticipantCall) -> ReportedRun:
         checksums=tuple((uri, known["SHA256"]) for uri, known in facts["InputChecksums"].items()),
         mean_image=None,
         mask=None,
-        predictions=_read_predictions(run, facts, call),
+        predictions=predictions,
+        explanations=read_explanations(call.output, run, contract) if predictions else (),
         done_before=True,
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from slimbrain_app.bids.sidecars import Provenance
 from slimbrain_app.records import (
     Embedding,
+    Explanation,
     Notice,
     Prediction,
     PreparedRun,
@@ -55,6 +56,11 @@ class ParticipantCall(Call):
     notices: tuple[Notice, ...]
     methods: str
 
+    @property
+    def explains(self) -> bool:
+        """Whether predictions are to be explained, as was wished."""
+        return self.provenance.settings.output.attribution
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunState:
@@ -69,6 +75,7 @@ class RunState:
     ranked: RankedRun | None = None
     embedding: Embedding | None = None
     predictions: tuple[Prediction, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
     outputs: tuple[str, ...] = ()
     refusal: Refusal | None = None
     spent: tuple[tuple[str, float], ...] = ()

@@ -17,6 +17,7 @@ from slimbrain_app.files import sha256_of
 from slimbrain_app.records import (
     Contract,
     Embedding,
+    Explanation,
     ModelIdentity,
     Notice,
     Prediction,
@@ -41,6 +42,7 @@ class Finished:
     mask: np.ndarray
     provenance: Provenance
     predictions: tuple[Prediction, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
 
     @property
     def arguments(self) -> tuple:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -16,11 +16,19 @@ from slimbrain_app.bids.outputs import (
     is_current,
     is_whole,
     name_output,
+    read_explanations,
     read_predictions,
     write_person,
     write_run,
 )
-from slimbrain_app.records import Head, HeadScore, Prediction
+from slimbrain_app.records import (
+    Explanation,
+    Head,
+    HeadScore,
+    ParcelShare,
+    Prediction,
+    WindowShare,
+)
 from slimbrain_app.settings import Compute, Output, ParticipantSettings, Rank
 
 STEM = "sub-01/ses-a/func/sub-01_ses-a_task-rest_run-01_space-MNI152NLin2009cAsym"
@@ -298,3 +306,68 @@ def test_predictions_of_a_person_go_where_there_are_none(predicted):
 def test_a_name_of_a_person_parses_back(predicted):
     name = parse_name(Path(f"{PERSON}.tsv").name)
     assert (name.entities, name.suffix) == ((("sub", "01"), ("desc", "slimbrain")), "predictions")
+
+
+def explain(finished) -> tuple[Explanation, ...]:
+    """Two outputs, each with a map of 1, 2, 3 and another sign along the mask."""
+    windows = tuple(
+        WindowShare(
+            window=place, onset=2.0, duration=28.8, contribution=0.1 * place, over_baseline=-0.5
+        )
+        for place in (1, 0)
+    )
+    parcels = (
+        ParcelShare(
+            parcel=7, name="7Networks_LH_Vis_7", network="Vis", voxels=2, attribution=3.0, share=0.5
+        ),
+        ParcelShare(
+            parcel=0, name="outside parcels", network=None, voxels=1, attribution=3.0, share=0.5
+        ),
+    )
+    return tuple(
+        Explanation(
+            outcome=outcome,
+            level=level,
+            units=units,
+            output=2.5,
+            baseline=1.0,
+            gap=0.001,
+            points=16,
+            parcels=parcels,
+            windows=windows,
+            values=np.array([1, 2, 3], np.float32) * sign,
+        )
+        for outcome, level, units, sign in (("age", None, "years", 1), ("sex", "2", "log odds", -1))
+    )
+
+
+def test_maps_lie_where_the_mask_does_and_the_rest_is_zero(finished):
+    write(replace(finished, explanations=explain(finished)))
+    (path,) = finished.output.rglob("*_desc-slimbrain_attribution.nii.gz")
+    image = nib.load(path)
+    values = np.asarray(image.dataobj)
+    assert (values.shape, values.dtype) == ((96, 96, 96, 2), np.float32)
+    assert values[40, 50, 60:63].tolist() == [[1, -1], [2, -2], [3, -3]]
+    assert np.count_nonzero(values) == 6
+    # Left of the middle in MNI space, where the voxel is.
+    assert image.affine @ [40, 50, 60, 1] == pytest.approx([-14.5, -12.5, 41.5, 1])
+
+
+def test_explanations_are_read_back_as_they_were_written(finished):
+    contract, told = finished.provenance.model.contract, explain(finished)
+    assert read_explanations(finished.output, finished.run, contract) == ()
+    write(replace(finished, explanations=told))
+    back = read_explanations(finished.output, finished.run, contract)
+    assert [asdict(one) for one in back] == [asdict(replace(one, values=None)) for one in told]
+
+
+def test_maps_that_are_wished_and_not_there_make_a_run_stale_and_old_ones_go(finished):
+    wished = with_settings(finished, output=Output(attribution=True))
+    write(finished)
+    assert not is_current(finished.output, finished.run, wished)
+    write(replace(finished, explanations=explain(finished)))
+    assert is_current(finished.output, finished.run, wished)
+    sidecars = list(finished.output.rglob("*_attribution.json"))
+    assert [one["Outcome"] for one in json.loads(sidecars[0].read_text())["Maps"]] == ["age", "sex"]
+    write(finished)
+    assert not [*finished.output.rglob("*_attribution*"), *finished.output.rglob("*_contrib*")]

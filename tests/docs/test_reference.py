@@ -44,6 +44,7 @@ OTHERS = {
     "encode.views": 3,
     "output.save_views": True,
     "output.save_prepared": True,
+    "output.attribution": True,
     "output.overwrite": "always",
     "compute.device": "cpu",
     "compute.nprocs": 2,

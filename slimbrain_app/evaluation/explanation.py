@@ -1,0 +1,465 @@
+"""Where in the brain, and when, what a head says of a run comes from.
+
+Integrated gradients (Sundararajan, Taly and Yan 2017, arXiv 1703.01365): the derivative of an
+output along the straight path from a baseline to a view, times how far each value goes. The
+baseline is the same brain standing still, each voxel at its own mean over the run: 0 in the voxel
+channel. A map's voxels sum to what the output owes to change, up to the error of the integral.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slimbrain_app.embedding import View, list_views, memory_refused, read_view, single_threads
+from slimbrain_app.evaluation.atlas import SHIPPED, Atlas, load_atlas
+from slimbrain_app.model.encoder import Encoder
+from slimbrain_app.model.package_heads import Heads
+from slimbrain_app.model.packages import Package, load_encoder, load_heads
+from slimbrain_app.model.tokens import (
+    TokenTable,
+    build_table,
+    gather_patches,
+    keep_brain,
+    patch_columns,
+)
+from slimbrain_app.prepare.parallel import map_in_order
+from slimbrain_app.prepare.store import LIMIT, count_frames, find_units, mask_image
+from slimbrain_app.records import (
+    Contract,
+    Embedding,
+    Explanation,
+    ParcelShare,
+    PreparedRun,
+    RankedRun,
+    WindowShare,
+)
+from slimbrain_app.settings import Encode
+
+Floats = NDArray[np.float64]
+
+# By which share of the output's difference the parts of a path may miss it, all in all.
+TOLERANCE = 0.01
+# A difference below this share of all absolute attributions is as good as none: sums of parts that
+# cancel so far are not asked to be exact to a hundredth of what is left.
+_CANCELLED = 0.01
+# The parts of a path to begin with. Norms in the encoder make an output change most where the
+# signal outgrows positions and biases, in the first hundredths.
+_EDGES = (0.0, 0.001, 0.01, 0.1, 1.0)
+# Gradients for one part, and for all of a path.
+_POINTS, _MOST_POINTS = 4, 160
+# Values of tokens: above, blocks are computed again on the way back rather than kept.
+_KEPT = 1_000_000
+
+_NETWORK = re.compile(r"7Networks_[LR]H_([^_]+)")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadOut:
+    """One output of a head. ``weight`` is (width,)."""
+
+    outcome: str
+    level: str | None
+    units: str
+    weight: Floats
+    bias: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attribution:
+    """What the voxels of a view, or of several on average, add to outputs.
+
+    Attributes
+    ----------
+    values : ndarray, shape (outputs, voxels)
+        Sums over frames and channels.
+    baseline, output : ndarray, shape (outputs,)
+        At both ends of the path, without the heads' biases.
+    points : int
+        Gradients that were taken.
+    """
+
+    values: Floats
+    baseline: Floats
+    output: Floats
+    points: int
+
+    @property
+    def gap(self) -> Floats:
+        """By how much the values miss the difference, (outputs,)."""
+        return np.asarray(self.values.sum(axis=1) - (self.output - self.baseline))
+
+
+@dataclass(frozen=True, slots=True)
+class Dependence:
+    """Rank correlations of a map with others, over voxels (Adebayo et al. 2018, arXiv 1810.03292).
+
+    Attributes
+    ----------
+    halves : float
+        Between maps of every other view and of those between: how far the map can be repeated.
+    weights : float
+        With the map of an encoder of random weights.
+    labels : float
+        With the map of a head fitted to shuffled labels.
+    """
+
+    halves: float
+    weights: float
+    labels: float
+
+
+def explain_run(
+    prepared: PreparedRun,
+    ranked: RankedRun,
+    embedding: Embedding,
+    package: Package,
+    settings: Encode,
+    device: str,
+) -> tuple[Explanation, ...]:
+    """Explain every output of a package's heads for a run; none if it has no heads.
+
+    Parameters
+    ----------
+    embedding : Embedding
+        Of the same run, by the same settings.
+    device : str
+        As `choose_device` returns it.
+
+    Raises
+    ------
+    RunRefused
+        ``out-of-memory`` on a GPU that is too small or too full.
+    """
+    heads = load_heads(package)
+    if heads is None:
+        return ()
+    contract, read_outs = package.contract, list_read_outs(heads)
+    frames = count_frames(prepared, contract.frame_time)
+    views = list_views(ranked, settings.views, frames, contract)
+    encoder, weights = load_encoder(package, device), np.stack([one.weight for one in read_outs])
+    attribution = average_views(
+        attribute_views(prepared, contract, encoder, views, weights, device)
+    )
+    voxels, atlas = np.load(prepared.folder / "voxels.npy"), load_atlas(SHIPPED)
+    outputs = weights @ embedding.mean.astype(np.float64)
+    return tuple(
+        Explanation(
+            outcome=one.outcome,
+            level=one.level,
+            units=one.units,
+            output=float(outputs[place] + one.bias),
+            baseline=float(attribution.baseline[place] + one.bias),
+            gap=float(attribution.gap[place]),
+            points=attribution.points,
+            parcels=tuple(sum_parcels(attribution.values[place], voxels, atlas)),
+            windows=tuple(sum_windows(one.weight, attribution.baseline[place], ranked, embedding)),
+            values=attribution.values[place].astype(np.float32),
+        )
+        for place, one in enumerate(read_outs)
+    )
+
+
+def list_read_outs(heads: Heads) -> tuple[ReadOut, ...]:
+    """Return every output of heads: a number, or log odds of the second of two classes.
+
+    Of several classes each is told against their mean: only differences of their outputs have a
+    meaning. Log odds are those before calibration.
+    """
+    read_outs = []
+    for head in heads.heads:
+        weight = heads.weights[head.outcome].astype(np.float64)
+        bias = heads.biases[head.outcome].astype(np.float64)
+        levels: Sequence[str | None] = head.classes[-1:] or [None]
+        if head.outputs > 1:
+            levels, weight, bias = head.classes, weight - weight.mean(axis=0), bias - bias.mean()
+        units = "log odds" if head.kind == "class" else head.units or "unknown"
+        read_outs += [
+            ReadOut(head.outcome, level, units, row, float(one))
+            for level, row, one in zip(levels, weight, bias, strict=True)
+        ]
+    return tuple(read_outs)
+
+
+def attribute_views(
+    prepared: PreparedRun,
+    contract: Contract,
+    encoder: Encoder,
+    views: Sequence[View],
+    weights: Floats,
+    device: str,
+    tolerance: float = TOLERANCE,
+) -> Iterator[Attribution]:
+    """Yield what each voxel of each view adds to linear outputs of the view's embedding.
+
+    On a CPU the result depends on nothing else, to the bit.
+
+    Parameters
+    ----------
+    weights : ndarray, shape (outputs, width)
+    device : str
+        Where the encoder is.
+    tolerance : float
+        See `attribute_view`.
+    """
+    kept = keep_brain(torch.from_numpy(mask_image(prepared)), encoder.sizes)
+    table = build_table(kept, encoder.sizes).to(device)
+    voxels = torch.from_numpy(np.load(prepared.folder / "voxels.npy")).to(device)
+    baseline = torch.from_numpy(read_baseline(prepared, contract)).to(device)
+    encoder.requires_grad_(False)
+    encoder.checkpointing = len(table.tokens) * encoder.sizes.width > _KEPT
+
+    def attribute(view: View) -> Attribution:
+        frames = torch.from_numpy(read_view(prepared, contract, view)).to(device)
+        with memory_refused(device):
+            return attribute_view(encoder, frames, baseline, voxels, table, weights, tolerance)
+
+    with single_threads() as threads:
+        alone = encoder.checkpointing or device != "cpu"
+        yield from map_in_order(attribute, views, 1 if alone else threads)
+
+
+def read_baseline(prepared: PreparedRun, contract: Contract) -> NDArray[np.float32]:
+    """Return a frame of the brain standing still, each voxel at its mean, (channels, 1, voxels)."""
+    rows = []
+    for channel in contract.channels:
+        _, offset = find_units(prepared, channel)
+        rows.append(np.broadcast_to(np.clip(offset, -LIMIT, LIMIT), prepared.voxels))
+    return np.stack(rows)[:, None]
+
+
+def attribute_view(
+    encoder: Encoder,
+    frames: Tensor,
+    baseline: Tensor,
+    voxels: Tensor,
+    table: TokenTable,
+    weights: Floats,
+    tolerance: float = TOLERANCE,
+) -> Attribution:
+    """Integrate the gradients of linear outputs along the straight path from a baseline to a view.
+
+    By Gauss and Legendre's rule part by part. What a part must sum to is known from the outputs at
+    its ends; the one that misses it most is halved, until together they miss no more than
+    ``tolerance`` of each output's difference, or so many gradients were taken as may be. What is
+    missed is told by ``gap``.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Its weights want no gradient.
+    frames : Tensor, shape (channels, frames, voxels)
+    baseline : Tensor, shape (channels, frames or 1, voxels)
+    voxels : Tensor, int, shape (voxels,)
+        As for `gather_patches`.
+    table : TokenTable
+        Of this one view.
+    weights : ndarray, shape (outputs, width)
+    """
+    start = gather_patches(baseline.expand_as(frames).contiguous(), voxels, table)
+    path = _Path(
+        encoder=encoder,
+        table=table,
+        start=start,
+        change=gather_patches(frames, voxels, table) - start,
+        columns=patch_columns(voxels, table.sizes)[table.tokens % math.prod(table.sizes.grid[1:])],
+        voxels=len(voxels),
+        weights=weights,
+    )
+    parts = [path.cross(low, high) for low, high in itertools.pairwise(_EDGES)]
+    points = _POINTS * len(parts)
+    before, after = path.tell(0.0), path.tell(1.0)
+    sizes = np.abs(sum(part.values for part in parts)).sum(axis=1, dtype=np.float64)
+    allowed = tolerance * np.maximum(np.abs(after - before), _CANCELLED * sizes)
+    while points < _MOST_POINTS and (sum(np.abs(part.missed) for part in parts) > allowed).any():
+        worst = max(parts, key=lambda part: float((np.abs(part.missed) / allowed).max()))
+        parts.remove(worst)
+        middle = (worst.low + worst.high) / 2
+        parts += [path.cross(worst.low, middle), path.cross(middle, worst.high)]
+        points += 2 * _POINTS
+    values = np.stack([part.values for part in parts]).sum(axis=0, dtype=np.float64)
+    return Attribution(values, before, after, points)
+
+
+def average_views(attributions: Iterator[Attribution]) -> Attribution:
+    """Return the mean over views, without holding them all."""
+    total = next(attributions)
+    count = 1
+    for count, one in enumerate(attributions, start=2):  # noqa: B007
+        total = Attribution(
+            total.values + one.values,
+            total.baseline + one.baseline,
+            total.output + one.output,
+            max(total.points, one.points),
+        )
+    return Attribution(
+        total.values / count, total.baseline / count, total.output / count, total.points
+    )
+
+
+def sum_parcels(values: Floats, voxels: NDArray[np.integer], atlas: Atlas) -> Iterator[ParcelShare]:
+    """Yield each parcel's sum, and at last that of all voxels outside parcels.
+
+    Parameters
+    ----------
+    values : ndarray, shape (voxels,)
+    voxels : ndarray of int, shape (voxels,)
+        Flat index of each on the model grid.
+    """
+    numbers, most = atlas.numbers.ravel()[voxels], len(atlas.labels) + 1
+    counts = np.bincount(numbers, minlength=most)
+    sums = np.bincount(numbers, values, minlength=most)
+    sizes = np.bincount(numbers, np.abs(values), minlength=most)
+    whole = sizes.sum() or 1.0
+    for number in (*range(1, most), 0):
+        name = atlas.names[number - 1] if number else "outside parcels"
+        network = _NETWORK.match(name)
+        yield ParcelShare(
+            parcel=int(atlas.labels[number - 1]) if number else 0,
+            name=name,
+            network=network[1] if network else None,
+            voxels=int(counts[number]),
+            attribution=float(sums[number]),
+            share=float(sizes[number] / whole),
+        )
+
+
+def sum_windows(
+    weight: Floats, baseline: float, ranked: RankedRun, embedding: Embedding
+) -> Iterator[WindowShare]:
+    """Yield each selected window's part of an output, best window first.
+
+    That is exact: a run's embedding is the mean over its views. With the head's bias they sum to
+    the output.
+
+    Parameters
+    ----------
+    weight : ndarray, shape (width,)
+    baseline : float
+        The output, without bias, where nothing changes.
+    """
+    outputs = embedding.views.astype(np.float64) @ weight / len(embedding.views)
+    places = np.array(embedding.windows)
+    for place in dict.fromkeys(embedding.windows):
+        own = outputs[places == place]
+        window = ranked.windows[place]
+        yield WindowShare(
+            window=place,
+            onset=window.onset,
+            duration=window.duration,
+            contribution=float(own.sum()),
+            over_baseline=float(own.sum() - baseline * len(own) / len(outputs)),
+        )
+
+
+def measure_dependence(
+    prepared: PreparedRun,
+    contract: Contract,
+    encoder: Encoder,
+    views: Sequence[View],
+    weight: Floats,
+    shuffled: Floats,
+    seed: int,
+) -> Dependence:
+    """Measure, on a CPU, whether a map depends on the encoder's weights and on the labels.
+
+    A map that doesn't would be as good a picture of the input alone, and explain nothing.
+
+    Parameters
+    ----------
+    views : sequence of View
+        Two or more.
+    weight, shuffled : ndarray, shape (width,)
+        Of a head, and of one fitted to the same people with their labels shuffled.
+    seed : int
+        Of the random weights.
+    """
+    both = np.stack([weight, shuffled])
+
+    def map_views(by: Encoder, some: Sequence[View]) -> Floats:
+        return average_views(attribute_views(prepared, contract, by, some, both, "cpu")).values
+
+    first, second = map_views(encoder, views[::2]), map_views(encoder, views[1::2])
+    share = len(views[::2]) / len(views)
+    whole = share * first + (1 - share) * second
+    random = map_views(Encoder(encoder.sizes, seed), views)
+    return Dependence(
+        halves=_correlate(first[0], second[0]),
+        weights=_correlate(whole[0], random[0]),
+        labels=_correlate(whole[0], whole[1]),
+    )
+
+
+def _correlate(one: Floats, other: Floats) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(one, other).statistic)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """A part of a path: attributions (outputs, voxels), and by how much their sums miss."""
+
+    low: float
+    high: float
+    values: NDArray[np.float32]
+    missed: Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Path:
+    """The straight way from one input of the encoder to another.
+
+    Attributes
+    ----------
+    start, change : Tensor, shape (tokens, values)
+        Where it begins, and how far it goes.
+    columns : Tensor, int, shape (tokens, voxels of a patch)
+        1 + the voxel of each value, 0 for background.
+    """
+
+    encoder: Encoder
+    table: TokenTable
+    start: Tensor
+    change: Tensor
+    columns: Tensor
+    voxels: int
+    weights: Floats
+
+    def tell(self, place: float) -> Floats:
+        """Return the outputs at a place from 0 to 1."""
+        with torch.no_grad():
+            embedding = self.encoder(self.start + place * self.change, self.table)[0]
+        return np.asarray(self.weights @ embedding.cpu().numpy().astype(np.float64))
+
+    def cross(self, low: float, high: float) -> _Part:
+        """Integrate from one place to another."""
+        nodes, weights = np.polynomial.legendre.leggauss(_POINTS)
+        total = torch.zeros(len(self.weights), 1 + self.voxels, dtype=torch.float64)
+        for node, weight in zip(nodes, weights, strict=True):
+            place = low + (high - low) * float(node + 1) / 2
+            self._add_slopes(total, place, float(weight) * (high - low) / 2)
+        values = total[:, 1:].numpy()
+        missed = values.sum(axis=1) - (self.tell(high) - self.tell(low))
+        return _Part(low, high, values.astype(np.float32), missed)
+
+    def _add_slopes(self, total: Tensor, place: float, length: float) -> None:
+        """Add the gradients at a place, times the change over so much of the path."""
+        patches = (self.start + place * self.change).requires_grad_()
+        embedding = self.encoder(patches, self.table)[0]
+        columns = self.columns.flatten().cpu()
+        rows = torch.from_numpy(self.weights).to(embedding)
+        for number, row in enumerate(rows):
+            (slope,) = torch.autograd.grad(
+                embedding, patches, row, retain_graph=number + 1 < len(rows)
+            )
+            gained = (slope * self.change).reshape(len(slope), -1, self.columns.shape[1]).sum(1)
+            total[number].index_add_(0, columns, length * gained.flatten().double().cpu())
