@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from rich.markup import escape
-from rich.table import Table
 
 from slimbrain_app.cli.group import watch_group
 from slimbrain_app.errors import worst
@@ -33,7 +33,7 @@ def evaluate(call: PeopleCall, notices: Sequence[Notice], terminal: Terminal) ->
         terminal.say(f"Note: {note}")
     for refusal in done.refusals:
         terminal.errors.print(escape(f"{refusal.run} [{refusal.code}] {refusal.message}"))
-    terminal.results.print(_tabulate(done))
+    terminal.results.print(escape(_tabulate(done)))
     terminal.say(f"Page: {call.output / EVALUATION_PAGE}")
     terminal.say(f"Tables: {call.output / 'desc-slimbrain_metrics.tsv'} and those beside it")
     return worst(refusal.exit_code for refusal in done.refusals)
@@ -62,15 +62,20 @@ def finetune(call: FinetuneCall, notices: Sequence[Notice], terminal: Terminal) 
     return worst(refusal.exit_code for refusal in done.refusals)
 
 
-def _tabulate(done: Evaluated) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("outcome", "people", "left out", "by", "", "95 %", "above", "p"):
-        table.add_column(heading)
-    for one in done.judgements:
-        table.add_row(*_describe(one))
-    for score in done.identities:
-        table.add_row(score.name, str(score.people), "", "model", *_describe_score(score))
-    return table
+def _tabulate(done: Evaluated) -> str:
+    rows = [_describe(one) for one in done.judgements]
+    rows += [
+        (score.name, str(score.people), "", "model", *_describe_score(score), "", "")
+        for score in done.identities
+    ]
+    headings = ["outcome", "people", "left out", "by", "score", "95 %", "model above by", "p"]
+    table = pd.DataFrame([headings, *rows])
+    widths = table.map(len).max()
+    lines = (
+        "  ".join(cell.ljust(widths[column]) for column, cell in enumerate(row)).rstrip()
+        for row in table.itertuples(index=False)
+    )
+    return "\n".join(lines)
 
 
 def _describe(one: Judgement) -> tuple[str, ...]:

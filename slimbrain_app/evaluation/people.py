@@ -107,9 +107,7 @@ def refuse_twins(recordings: Iterable[Recording]) -> None:
     """
     owners: dict[str, set[str]] = defaultdict(set)
     for recording in recordings:
-        for name, digest in recording.prepared.checksums:
-            if "_bold." in name:
-                owners[digest].add(recording.person)
+        owners[recording.prepared.identity].add(recording.person)
     twins = sorted({" and ".join(sorted(people)) for people in owners.values() if len(people) > 1})
     if twins:
         raise CallRefused(

@@ -362,14 +362,14 @@ def describe_seen(recordings: Iterable[PreparedRun], before: Package | None = No
     It tells a BOLD file that was among them, or in the trainings of the package before, and
     nothing of one that isn't at hand.
     """
-    digests = {digest for prepared in recordings for digest in _identify(prepared)}
+    digests = {prepared.identity for prepared in recordings}
     digests |= _read_seen(before) if before else set()
     return json.dumps({"sha256": sorted(digests)}, indent=0) + "\n"
 
 
 def note_seen(package: Package, prepared: PreparedRun) -> tuple[Notice, ...]:
     """Return a notice if the run's BOLD file was used in the package's training."""
-    if _identify(prepared).isdisjoint(_read_seen(package)):
+    if prepared.identity not in _read_seen(package):
         return ()
     return (
         Notice(
@@ -502,12 +502,6 @@ def _stored_dtype(package: Package) -> torch.dtype:
 def _read_seen(package: Package) -> set[str]:
     file = package.folder / SEEN
     return set(json.loads(file.read_bytes())["sha256"]) if file.is_file() else set()
-
-
-def _identify(prepared: PreparedRun) -> set[str]:
-    """Return the checksums of a run's BOLD file, or its fingerprint if it never had one."""
-    digests = {digest for name, digest in prepared.checksums if "_bold." in name}
-    return digests or {prepared.fingerprint}
 
 
 def _check_files(folder: Path) -> dict[str, str]:

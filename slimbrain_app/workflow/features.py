@@ -54,9 +54,9 @@ class RunFeatures:
 
     @property
     def motion(self) -> float:
-        """The mean framewise displacement in mm; NaN where unknown."""
+        """The mean framewise displacement in mm, of all volumes but the first; NaN if unknown."""
         displacement = self.recording.prepared.displacement
-        return float(np.mean(displacement)) if displacement else float("nan")
+        return float(np.mean(displacement[1:])) if displacement else float("nan")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -417,10 +417,13 @@ def test_a_call_killed_at_any_move_loses_no_checkpoint_and_can_be_made_again(
 
 
 def test_only_the_bold_files_of_a_training_are_known_again_and_by_no_name(made, tmp_path):
-    run = make_prepared((("sub-7/func/sub-7_task-rest_desc-preproc_bold.nii.gz", "a1"),), "f1")
-    mask = make_prepared((("sub-7/func/sub-7_task-rest_desc-brain_mask.nii.gz", "a2"),), "f2")
-    other = make_prepared((("sub-7/func/sub-7_task-rest_desc-preproc_bold.nii.gz", "a2"),), "f1")
-    save_trained(tmp_path / "one", records={"seen.json": describe_seen([run, mask])})
+    shared = (
+        ("sub-7/func/sub-7_task-rest_desc-brain_mask.nii.gz", "a3"),
+        ("sub-7/func/sub-7_task-rest_desc-preproc_bold.json", "a4"),
+    )
+    bold = "sub-7/func/sub-7_task-rest_desc-preproc_bold.nii.gz"
+    run, other = (make_prepared(((bold, digest), *shared), "f1") for digest in ("a1", "a2"))
+    save_trained(tmp_path / "one", records={"seen.json": describe_seen([run])})
     package = load_package(tmp_path / "one")
     assert [notice.code for notice in note_seen(package, run)] == ["seen-in-training"]
     assert not note_seen(package, other)
