@@ -420,7 +420,7 @@ class EvaluateSettings:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the settings that change a result."""
-        silent = {"select", "compute"}
+        silent = {"package_name", "select", "compute"}
         return _digest({k: value for k, value in asdict(self).items() if k not in silent})
 
 

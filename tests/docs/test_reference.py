@@ -17,7 +17,13 @@ from slimbrain_app.bids.tables import PERSON_COLUMNS, RUN_COLUMNS
 from slimbrain_app.cli import parser as app
 from slimbrain_app.cli import tools
 from slimbrain_app.errors import REASONS, Exit, Scope
-from slimbrain_app.settings import ParticipantSettings, PretrainSettings, read_settings
+from slimbrain_app.settings import (
+    EvaluateSettings,
+    FinetuneSettings,
+    ParticipantSettings,
+    PretrainSettings,
+    read_settings,
+)
 from slimbrain_app.simulation import CohortSettings, SimulationSettings
 
 SCOPES = {
@@ -25,7 +31,19 @@ SCOPES = {
     "## Warnings": Scope.WARNING,
     "## Calls refused": Scope.CALL,
 }
-LEVELS = {"participant": ParticipantSettings, "group": PretrainSettings}
+VERBS = {
+    "participant": ParticipantSettings,
+    "pretrain": PretrainSettings,
+    "evaluate": EvaluateSettings,
+    "finetune": FinetuneSettings,
+}
+# The sections of the settings page, by verb, beside the shared one.
+SECTIONS = {
+    "participant": ("Embedding", "Participant level"),
+    "pretrain": ("Pretrain",),
+    "evaluate": ("Embedding", "Evaluate and finetune"),
+    "finetune": ("Embedding", "Evaluate and finetune", "Finetune"),
+}
 # For each key another value than its default.
 OTHERS = {
     "model": "base",
@@ -51,6 +69,20 @@ OTHERS = {
     "compute.omp_nthreads": 2,
     "compute.mem_gb": 4.0,
     "compute.stop_on_first_crash": True,
+    "predict.outcomes": ["age"],
+    "predict.phenotype": "people.tsv",
+    "predict.kinds": {"age": "class"},
+    "predict.site": "place",
+    "predict.family": "family",
+    "predict.seen": "keep",
+    "judge.folds": 10,
+    "judge.repeats": 1,
+    "judge.permutations": 0,
+    "judge.deconfound": ["site"],
+    "baseline.atlas": "schaefer400",
+    "baseline.connectivity": ["tangent"],
+    "baseline.motion": 24,
+    "baseline.covariates": ["age"],
     "preset": "base",
     "package_name": "mine",
     "contract.frame_time": 2.0,
@@ -179,33 +211,34 @@ def option_of(dest: str) -> str:
     return next(option for option in action.option_strings if option.startswith("--"))
 
 
-def list_settings(pages, level: str) -> list[list[str]]:
-    """Return the rows of the keys that a level knows."""
+def list_settings(pages, verb: str) -> list[list[str]]:
+    """Return the rows of the keys that a verb knows."""
     page = pages["docs/reference/settings.md"]
-    return page.rows("## Both levels") + page.rows(f"## {level.capitalize()} level")
+    sections = ("Shared", *SECTIONS[verb])
+    return [row for section in sections for row in page.rows(f"## {section}")]
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_setting_is_listed_with_its_default_and_option(pages, level):
-    options = {".".join(key): option_of(dest) for dest, key in app.SETTINGS[level].items()}
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_setting_is_listed_with_its_default_and_option(pages, verb):
+    options = {".".join(key): option_of(dest) for dest, key in app.SETTINGS[verb].items()}
     options["select.filters"] = "--bids-filter-file"
     listed = {
         spans(key)[0]: (default.strip("`"), "".join(spans(option)))
-        for key, default, _, _, option in list_settings(pages, level)
+        for key, default, _, _, option in list_settings(pages, verb)
     }
     expected = {
         key: ("absent" if default is None else json.dumps(default), options.get(key, ""))
-        for key, default in list_keys(LEVELS[level]()).items()
+        for key, default in list_keys(VERBS[verb]()).items()
     }
     assert listed == expected
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_defaults_on_the_command_line_page_are_those_of_the_settings(pages, level):
+@pytest.mark.parametrize("verb", VERBS)
+def test_defaults_on_the_command_line_page_are_those_of_the_settings(pages, verb):
     rows = pages["docs/reference/command-line.md"].rows("## slimbrain")
     listed = {row[0].split()[0].strip("`,"): row[1].strip("`") for row in rows if len(row) == 3}
-    defaults = list_keys(LEVELS[level]())
-    for dest, key in app.SETTINGS[level].items():
+    defaults = list_keys(VERBS[verb]())
+    for dest, key in app.SETTINGS[verb].items():
         default, option = defaults[".".join(key)], option_of(dest)
         option = "-w" if option == "--work-dir" else option
         if default is False:
@@ -214,10 +247,10 @@ def test_defaults_on_the_command_line_page_are_those_of_the_settings(pages, leve
             assert listed[option] == str(default)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_settings_page_says_which_keys_change_numbers(pages, level):
-    kind = LEVELS[level]
-    for key, _, _, changes, _ in list_settings(pages, level):
+@pytest.mark.parametrize("verb", VERBS)
+def test_settings_page_says_which_keys_change_numbers(pages, verb):
+    kind = VERBS[verb]
+    for key, _, _, changes, _ in list_settings(pages, verb):
         *table, name = spans(key)[0].split(".")
         given = {name: OTHERS[spans(key)[0]]}
         settings = read_settings(kind, None, {table[0]: given} if table else given)
@@ -226,10 +259,10 @@ def test_settings_page_says_which_keys_change_numbers(pages, level):
         assert changes == ("yes" if changed or name == "model" else "no"), key
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_bounds_of_settings_stand_in_their_rows(pages, level):
-    for row in list_settings(pages, level):
-        for bound in list_bounds(LEVELS[level], spans(row[0])[0]):
+@pytest.mark.parametrize("verb", VERBS)
+def test_bounds_of_settings_stand_in_their_rows(pages, verb):
+    for row in list_settings(pages, verb):
+        for bound in list_bounds(VERBS[verb], spans(row[0])[0]):
             assert re.search(rf"(?<![\w.]){re.escape(bound)}(?![\w.])", row[2]), (row[0], bound)
 
 
@@ -244,7 +277,7 @@ def list_bounds(kind: type, key: str) -> list[str]:
     choices = [one, *one.get("anyOf", ())]
     numbers = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
     bounds = [f"{choice[kind]:g}" for choice in choices for kind in numbers if kind in choice]
-    words = [word for choice in choices for word in choice.get("enum", ())]
+    words = [str(word) for choice in choices for word in choice.get("enum", ())]
     return bounds + words
 
 
