@@ -411,9 +411,10 @@ def test_a_map_depends_on_weights_and_labels_but_not_on_which_views(
     ]
     views = [View(place, start, 0.0) for place, start in enumerate((0.0, 19.0, 5.0, 24.0))]
     found = measure_dependence(prepared, Contract(), encoder, views, *heads, seed=9)
-    assert found.halves > 0.5
+    assert found.halves > 0.8
     assert abs(found.weights) < 0.5 * found.halves
-    assert abs(found.labels) < 0.5 * found.halves
+    # People differ in four strengths only, so two heads share some of that by chance.
+    assert abs(found.labels) < 0.7 * found.halves
 
 
 def embed_frames(encoder, run):
