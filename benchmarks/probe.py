@@ -114,7 +114,8 @@ def print_outcome(
 ) -> None:
     metric, parts = list_metrics(outcome)[0], cut_repeatedly(outcome, 5, repeats, seed)
     first, *others = (
-        answer_left_out(Fixed(table.to_numpy(float)), outcome, parts, seed) for table in features.values()
+        answer_left_out(Fixed(table.to_numpy(float)), outcome, parts, seed)
+        for table in features.values()
     )
     scores = [score_answers(outcome, answers, metric, seed) for answers in (first, *others)]
     gains = [compare_answers(outcome, first, answers, metric, seed) for answers in others]
