@@ -81,7 +81,12 @@ class LinearModel:
 
 
 def fit_linear(
-    features: NDArray[np.floating], coded: Outcome, classes: int, folds: int, seed: int
+    features: NDArray[np.floating],
+    coded: Outcome,
+    classes: int,
+    folds: int,
+    seed: int,
+    penalty: float | None = None,
 ) -> LinearModel:
     """Fit an outcome to features.
 
@@ -96,6 +101,8 @@ def fit_linear(
         Within these people.
     seed : int
         Of the folds.
+    penalty : float, optional
+        If it is not to be chosen; then nothing is calibrated either.
 
     Raises
     ------
@@ -112,23 +119,27 @@ def fit_linear(
         unit = _find_unit(rows, np.abs(matrix).max(axis=0))
         rows /= unit
         turned, shares = _rotate(rows)
-        penalty, held_out = _choose_penalty(turned, coded, outputs, folds, seed)
+        held_out = np.empty((0, outputs))
+        if chooses := penalty is None:
+            penalty, held_out = _choose_penalty(turned, coded, outputs, folds, seed)
         weight, bias = next(_fit(turned, coded, outputs, (penalty,)))
         said = turned @ weight.T + bias
         weight = (weight if shares is None else weight @ shares.T @ rows) / unit
-    shared = {
-        "weight": weight,
-        "bias": bias - weight @ zero,
-        "penalty": penalty,
-        "middle": said.mean(axis=0),
-        "spread": said.std(axis=0),
-        "held_out": held_out,
-    }
+    model = LinearModel(
+        weight=weight,
+        bias=bias - weight @ zero,
+        penalty=penalty,
+        middle=said.mean(axis=0),
+        spread=said.std(axis=0),
+        held_out=held_out,
+        centre=0.0 if classes else float(coded.values.mean()),
+    )
+    if not chooses:
+        return model
     if classes:
         slope, intercept = _calibrate(held_out, coded)
-        return LinearModel(**shared, slope=slope, intercept=intercept)
-    errors = np.abs(held_out[:, 0] - coded.values)
-    return LinearModel(**shared, centre=float(coded.values.mean()), margin=_find_margin(errors))
+        return replace(model, slope=slope, intercept=intercept)
+    return replace(model, margin=_find_margin(np.abs(held_out[:, 0] - coded.values)))
 
 
 @cache

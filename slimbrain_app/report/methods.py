@@ -383,7 +383,7 @@ def _describe_scores(settings: EvaluateSettings, draws: int) -> str:
     permutations = settings.judge.permutations
     tested = (
         f" p is the share of {permutations} outcomes dealt anew among people, and the true one, "
-        f"that were told as well by all of the procedure in the first repeat (Ojala and "
+        f"that were told as well in the first repeat, by fits that share one penalty (Ojala and "
         f"Garriga, 2010)."
         if permutations
         else ""

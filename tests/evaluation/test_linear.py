@@ -141,3 +141,16 @@ def test_nine_in_ten_further_people_lie_within_the_margin(draw_people):
 def test_two_people_are_too_few_for_a_fit(make_outcome):
     with pytest.raises(CallRefused, match="too-few"):
         fit(np.eye(2), make_outcome([0, 1]))
+
+
+@pytest.mark.parametrize("kind", ["class", "number"])
+def test_a_penalty_that_is_given_is_the_one_that_would_have_been_chosen_alone(
+    monkeypatch, draw_people, kind
+):
+    features, outcome = draw_people(3, 40, kind=kind)
+    classes = 2 if kind == "class" else 0
+    given = fit_linear(features, encode_classes(outcome), classes, 5, 0, penalty=1.0)
+    monkeypatch.setattr(linear, "PENALTIES", (1.0,))
+    chosen = fit(features, outcome)
+    assert np.array_equal(given.weight, chosen.weight)
+    assert np.array_equal(given.bias, chosen.bias)
