@@ -97,7 +97,7 @@ def _evaluate(
 
     settings, notices = make_settings(EvaluateSettings, options)
 
-    from slimbrain_app.cli.evaluation import evaluate
+    from slimbrain_app.cli.evaluation import evaluate, foresee
     from slimbrain_app.workflow.group import PeopleCall
 
     call = PeopleCall(
@@ -107,7 +107,7 @@ def _evaluate(
         work_dir=options.work_dir,
         command=tuple(command),
     )
-    return evaluate(call, notices, terminal)
+    return (foresee if options.dry_run else evaluate)(call, notices, terminal)
 
 
 def _finetune(
@@ -117,7 +117,7 @@ def _finetune(
 
     settings, notices = make_settings(FinetuneSettings, options)
 
-    from slimbrain_app.cli.evaluation import finetune
+    from slimbrain_app.cli.evaluation import finetune, foresee
     from slimbrain_app.workflow.finetuning import FinetuneCall
 
     call = FinetuneCall(
@@ -127,7 +127,7 @@ def _finetune(
         work_dir=options.work_dir,
         command=tuple(command),
     )
-    return finetune(call, notices, terminal)
+    return (foresee if options.dry_run else finetune)(call, notices, terminal)
 
 
 def _tabulate(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from rich.markup import escape
 
-from slimbrain_app.cli.group import watch_group
+from slimbrain_app.cli.group import show_runs, watch_group
 from slimbrain_app.errors import worst
 from slimbrain_app.evaluation.comparison import Judgement
 from slimbrain_app.evaluation.judging import Score
@@ -16,11 +16,22 @@ from slimbrain_app.report.group import EVALUATION_PAGE
 from slimbrain_app.workflow.evaluating import Evaluated, carry_out
 from slimbrain_app.workflow.finetuning import FinetuneCall
 from slimbrain_app.workflow.finetuning import carry_out as put_heads_on
-from slimbrain_app.workflow.group import PeopleCall
+from slimbrain_app.workflow.group import PeopleCall, foresee_group
 
 if TYPE_CHECKING:
     from slimbrain_app.cli.terminal import Terminal
     from slimbrain_app.records import Notice
+
+
+def foresee(call: PeopleCall, notices: Sequence[Notice], terminal: Terminal) -> int:
+    """Say what would be done, write nothing, and return the exit code of the real call."""
+    for notice in notices:
+        terminal.say(f"Note [{notice.code}]: {notice.message}")
+    plan, notes = foresee_group(call)
+    code = show_runs(plan, terminal)
+    for note in notes:
+        terminal.say(f"Note: {note}")
+    return code
 
 
 def evaluate(call: PeopleCall, notices: Sequence[Notice], terminal: Terminal) -> int:

@@ -141,25 +141,31 @@ def _show_plan(plan: CorpusPlan, terminal: Terminal) -> None:
 
 
 def _show_forecast(told: Forecast, terminal: Terminal) -> int:
-    _show_plan(told.plan, terminal)
+    code = show_runs(told.plan, terminal)
+    terminal.results.print(
+        f"would train on {told.people - told.held_out} people and keep {told.held_out} out: at "
+        f"most {count(told.steps, 'step')} of {count(told.batch, 'window')}, "
+        f"{told.load.at_once} at once in each process, about {told.load.gib:.1f} GiB"
+    )
+    return code
+
+
+def show_runs(plan: CorpusPlan, terminal: Terminal) -> int:
+    """Say what would be done with each run, and return the exit code of that."""
+    _show_plan(plan, terminal)
     say = terminal.results.print
-    for todo in told.plan.todo:
+    for todo in plan.todo:
         say(
             escape(
                 f"would prepare {todo.dataset}/{todo.run.name}: {todo.run.relative(todo.run.bold)}"
             )
         )
-    for recording in told.plan.recordings:
+    for recording in plan.recordings:
         say(escape(f"would use     {recording.dataset}/{recording.run}: prepared"))
-    for one in told.plan.refused:
+    for one in plan.refused:
         refusal = one.refusal
         say(escape(f"would refuse  {one.dataset}/{refusal.run}: {refusal.code}: {refusal.message}"))
-    say(
-        f"would train on {told.people - told.held_out} people and keep {told.held_out} out: at "
-        f"most {count(told.steps, 'step')} of {count(told.batch, 'window')}, "
-        f"{told.load.at_once} at once in each process, about {told.load.gib:.1f} GiB"
-    )
-    return worst(one.refusal.exit_code for one in told.plan.refused)
+    return worst(one.refusal.exit_code for one in plan.refused)
 
 
 def _show_end(done: Pretrained, watch: Narrator, call: GroupCall, terminal: Terminal) -> None:

@@ -15,12 +15,12 @@ from slimbrain_app.embedding import choose_device
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation.atlas import Atlas
 from slimbrain_app.evaluation.cohort import Cohort
-from slimbrain_app.evaluation.outcomes import Outcome, read_phenotype, take_outcomes
+from slimbrain_app.evaluation.outcomes import Outcome, Phenotype, read_phenotype, take_outcomes
 from slimbrain_app.evaluation.people import People, describe_people, refuse_twins
 from slimbrain_app.model.packages import Package, load_package, note_seen
 from slimbrain_app.records import Recording, Refusal
 from slimbrain_app.settings import EvaluateSettings
-from slimbrain_app.workflow.corpus import CorpusPlan
+from slimbrain_app.workflow.corpus import CorpusPlan, plan_corpus
 from slimbrain_app.workflow.features import Describer, RunFeatures, describe_runs
 from slimbrain_app.workflow.preparing import Gathering, gather_runs
 from slimbrain_app.workflow.resources import find_limits
@@ -65,6 +65,24 @@ class Group:
     refusals: tuple[Refusal, ...]
 
 
+def foresee_group(call: PeopleCall) -> tuple[CorpusPlan, tuple[str, ...]]:
+    """Look at runs and outcomes and write nothing; return the plan, and what is told of outcomes.
+
+    Raises
+    ------
+    CallRefused
+        Whatever would keep the call from starting, as far as it is known before runs are prepared.
+    """
+    settings, predict = call.settings, call.settings.predict
+    phenotype = _read_phenotype(call)
+    package = load_package(settings.model, [call.output / "models"])
+    plan = plan_corpus(call.datasets, call.output, settings, package.contract)
+    labels = {recording.participant for recording in plan.recordings}
+    labels |= {todo.run.participant for todo in plan.todo}
+    _, told = take_outcomes(phenotype, predict.outcomes, sorted(labels), predict.kinds)
+    return plan, told
+
+
 def gather_group(call: PeopleCall, watch: Watch, stack: ExitStack, atlas: Atlas | None) -> Group:
     """Find outcomes and runs; prepare and embed what is not yet, and parcel it by an atlas if any.
 
@@ -75,14 +93,7 @@ def gather_group(call: PeopleCall, watch: Watch, stack: ExitStack, atlas: Atlas 
         and whatever keeps the call from starting.
     """
     settings, predict = call.settings, call.settings.predict
-    if not predict.outcomes:
-        raise CallRefused(
-            "usage",
-            expected="what is to be predicted",
-            found="no --outcome",
-            advice="name columns of participants.tsv, as in --outcome age sex",
-        )
-    phenotype = read_phenotype(_find_phenotype(call))
+    phenotype = _read_phenotype(call)
     package = load_package(settings.model, [call.output / "models"])
     describer = Describer(
         package=package,
@@ -131,10 +142,18 @@ def gather_group(call: PeopleCall, watch: Watch, stack: ExitStack, atlas: Atlas 
     )
 
 
-def _find_phenotype(call: PeopleCall) -> Path:
+def _read_phenotype(call: PeopleCall) -> Phenotype:
+    """Read the table that holds what is to be predicted."""
     given = call.settings.predict.phenotype
+    if not call.settings.predict.outcomes:
+        raise CallRefused(
+            "usage",
+            expected="what is to be predicted",
+            found="no --outcome",
+            advice="name columns of participants.tsv, as in --outcome age sex",
+        )
     if given:
-        return Path(given)
+        return read_phenotype(Path(given))
     if len(call.datasets) > 1:
         raise CallRefused(
             "usage",
@@ -142,7 +161,7 @@ def _find_phenotype(call: PeopleCall) -> Path:
             found=f"{len(call.datasets)} datasets and no --phenotype",
             advice="write their participants into one table and name it with --phenotype",
         )
-    return call.datasets[0] / TABLE
+    return read_phenotype(call.datasets[0] / TABLE)
 
 
 def _refuse_shared_labels(recordings: Sequence[Recording]) -> None:

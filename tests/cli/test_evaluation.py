@@ -187,3 +187,13 @@ def test_what_can_not_be_predicted_is_refused_in_one_error(
     assert f"[{reason}]" in done.stderr and told in done.stderr
     assert "Traceback" not in done.stderr
     assert {file: file.read_bytes() for file in output.glob("desc-slimbrain_*")} == tables
+
+
+@pytest.mark.parametrize("action", ["evaluate", "finetune"])
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(dataset, config, tmp_path, action):
+    words = ("group", "--action", action, "--outcome", "age", "--config", config, "--dry-run")
+    done = call(dataset, tmp_path / "out", *words)
+    assert done.returncode == Exit.DONE, done.stderr
+    assert done.stdout.count("would prepare") == PEOPLE
+    assert f"{PEOPLE} people" in done.stderr
+    assert not (tmp_path / "out").exists()
