@@ -299,13 +299,18 @@ def _wait_for_worker(process: subprocess.Popen[str]) -> int:
     while process.poll() is None:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         for child in children:
-            maps = Path(f"/proc/{child}/maps")
-            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text() and (
-                "igzip" in maps.read_text()
-            ):
+            if _is_at_work(Path("/proc") / child):
                 return int(child)
         time.sleep(0.01)
     raise AssertionError("no worker was seen at work")
+
+
+def _is_at_work(child: Path) -> bool:
+    try:
+        is_worker = "spawn_main" in (child / "cmdline").read_text()
+        return is_worker and "igzip" in (child / "maps").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # It has ended since it was listed.
 
 
 def test_help_is_quick_because_it_loads_nothing_heavy():
