@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from slimbrain_app.cli.arguments import normalise
 from slimbrain_app.cli.parser import check_verb, make_parser, make_settings, name_verb
@@ -17,6 +17,10 @@ from slimbrain_app.errors import Exit, SlimBrainError
 if TYPE_CHECKING:
     from slimbrain_app.cli.terminal import Terminal
     from slimbrain_app.records import RunStatus
+    from slimbrain_app.workflow.corpus import GroupSettings
+    from slimbrain_app.workflow.preparing import Gathering
+
+Call = TypeVar("Call", bound="Gathering")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,13 +84,7 @@ def _pretrain(
     from slimbrain_app.cli.group import pretrain
     from slimbrain_app.workflow.pretraining import GroupCall
 
-    call = GroupCall(
-        datasets=tuple(datasets),
-        output=options.output_dir.resolve(),
-        settings=settings,
-        work_dir=options.work_dir,
-        command=tuple(command),
-    )
+    call = _gather(GroupCall, settings, options, datasets, command)
     return pretrain(call, notices, terminal, dry_run=options.dry_run)
 
 
@@ -100,13 +98,7 @@ def _evaluate(
     from slimbrain_app.cli.evaluation import evaluate, foresee
     from slimbrain_app.workflow.group import PeopleCall
 
-    call = PeopleCall(
-        datasets=tuple(datasets),
-        output=options.output_dir.resolve(),
-        settings=settings,
-        work_dir=options.work_dir,
-        command=tuple(command),
-    )
+    call = _gather(PeopleCall, settings, options, datasets, command)
     return (foresee if options.dry_run else evaluate)(call, notices, terminal)
 
 
@@ -120,14 +112,25 @@ def _finetune(
     from slimbrain_app.cli.evaluation import finetune, foresee
     from slimbrain_app.workflow.finetuning import FinetuneCall
 
-    call = FinetuneCall(
+    call = _gather(FinetuneCall, settings, options, datasets, command)
+    return (foresee if options.dry_run else finetune)(call, notices, terminal)
+
+
+def _gather(
+    kind: type[Call],
+    settings: GroupSettings,
+    options: argparse.Namespace,
+    datasets: list[Path],
+    command: list[str],
+) -> Call:
+    """Return a call of the group level on runs."""
+    return kind(
         datasets=tuple(datasets),
         output=options.output_dir.resolve(),
         settings=settings,
         work_dir=options.work_dir,
         command=tuple(command),
     )
-    return (foresee if options.dry_run else finetune)(call, notices, terminal)
 
 
 def _tabulate(

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 def foresee(call: PeopleCall, notices: Sequence[Notice], terminal: Terminal) -> int:
     """Say what would be done, write nothing, and return the exit code of the real call."""
-    for notice in notices:
-        terminal.say(f"Note [{notice.code}]: {notice.message}")
+    terminal.say_notices(notices)
     plan, notes = foresee_group(call)
     code = show_runs(plan, terminal)
     for note in notes:
@@ -36,14 +35,12 @@ def foresee(call: PeopleCall, notices: Sequence[Notice], terminal: Terminal) -> 
 
 def evaluate(call: PeopleCall, notices: Sequence[Notice], terminal: Terminal) -> int:
     """Do what the command line asks for and return the exit code."""
-    for notice in notices:
-        terminal.say(f"Note [{notice.code}]: {notice.message}")
+    terminal.say_notices(notices)
     with watch_group(terminal) as watch:
         done = carry_out(call, watch)
     for note in done.notes:
         terminal.say(f"Note: {note}")
-    for refusal in done.refusals:
-        terminal.errors.print(escape(f"{refusal.run} [{refusal.code}] {refusal.message}"))
+    terminal.show_refusals(done.refusals)
     terminal.results.print(escape(_tabulate(done)))
     terminal.say(f"Page: {call.output / EVALUATION_PAGE}")
     terminal.say(f"Tables: {call.output / 'desc-slimbrain_metrics.tsv'} and those beside it")
@@ -52,14 +49,12 @@ def evaluate(call: PeopleCall, notices: Sequence[Notice], terminal: Terminal) ->
 
 def finetune(call: FinetuneCall, notices: Sequence[Notice], terminal: Terminal) -> int:
     """Do what the command line asks for and return the exit code."""
-    for notice in notices:
-        terminal.say(f"Note [{notice.code}]: {notice.message}")
+    terminal.say_notices(notices)
     with watch_group(terminal) as watch:
         done = put_heads_on(call, watch)
     for note in done.notes:
         terminal.say(f"Note: {note}")
-    for refusal in done.refusals:
-        terminal.errors.print(escape(f"{refusal.run} [{refusal.code}] {refusal.message}"))
+    terminal.show_refusals(done.refusals)
     if done.before:
         terminal.say("Nothing was done: the package is there, made of these people and settings")
     for head in done.heads.heads if done.heads else ():

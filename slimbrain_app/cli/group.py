@@ -37,8 +37,7 @@ def pretrain(
     """Do what the command line asks for and return the exit code."""
     if os.environ.get("RANK", "0") != "0":
         terminal.quiet = True  # One of several processes speaks for all.
-    for notice in notices:
-        terminal.say(f"Note [{notice.code}]: {notice.message}")
+    terminal.say_notices(notices)
     if dry_run:
         return _show_forecast(forecast(call), terminal)
     with watch_group(terminal) as watch:
@@ -136,8 +135,7 @@ def _show_plan(plan: CorpusPlan, terminal: Terminal) -> None:
         f"{count(found, 'run')}: {len(plan.recordings)} prepared, {len(plan.todo)} to prepare, "
         f"{len(plan.refused)} refused"
     )
-    for notice in plan.notices:
-        terminal.say(f"Note [{notice.code}]: {notice.message}")
+    terminal.say_notices(plan.notices)
 
 
 def _show_forecast(told: Forecast, terminal: Terminal) -> int:
@@ -170,8 +168,7 @@ def show_runs(plan: CorpusPlan, terminal: Terminal) -> int:
 
 def _show_end(done: Pretrained, watch: Narrator, call: GroupCall, terminal: Terminal) -> None:
     name, place = done.package.name, call.output
-    for refusal in done.refusals:
-        terminal.errors.print(escape(f"{refusal.run} [{refusal.code}] {refusal.message}"))
+    terminal.show_refusals(done.refusals)
     if done.before:
         terminal.say("Nothing was done: the package is there, made of these runs and settings")
     elif watch.losses:

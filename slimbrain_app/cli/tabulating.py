@@ -21,13 +21,11 @@ def tabulate(
     call: TabulateCall, notices: Sequence[Notice], terminal: Terminal, *, dry_run: bool
 ) -> int:
     """Do what the command line asks for and return the exit code."""
-    for notice in notices:
-        terminal.say(f"Note [{notice.code}]: {notice.message}")
+    terminal.say_notices(notices)
     tables = make_tables(call)
     for note in tables.notes:
         terminal.say(f"Note: {note}")
-    for refusal in tables.damaged:
-        terminal.errors.print(escape(f"{refusal.run} [{refusal.code}] {refusal.message}"))
+    terminal.show_refusals(tables.damaged)
     if not dry_run:
         write_tables(call, tables)
     verb = "would write " if dry_run else ""

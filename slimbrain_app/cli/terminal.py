@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from slimbrain_app.records import Notice, RunStatus
+from slimbrain_app.records import Notice, Refusal, RunStatus
 
 if TYPE_CHECKING:
     from slimbrain_app.workflow.plan import Plan
@@ -44,6 +44,15 @@ class Terminal:
         if not self.quiet:
             self.errors.print(escape(text))
 
+    def say_notices(self, notices: Iterable[Notice]) -> None:
+        for notice in notices:
+            self.say(f"Note [{notice.code}]: {notice.message}")
+
+    def show_refusals(self, refusals: Iterable[Refusal]) -> None:
+        """Print why runs were refused, even where all else is quiet."""
+        for refusal in refusals:
+            self.errors.print(escape(f"{refusal.run} [{refusal.code}] {refusal.message}"))
+
     def show_plan(self, plan: Plan, notices: Sequence[Notice]) -> None:
         """Say what was found and what will be done with it."""
         current = sum(len(participant.current) for participant in plan.participants)
@@ -56,8 +65,7 @@ class Terminal:
         model = plan.provenance.model
         trained = "" if model.trained else ", UNTRAINED: its embeddings mean nothing yet"
         self.say(f"Model {model.name} ({model.sha256[:12]}{trained}) on {plan.device}")
-        for notice in (*notices, *plan.notices):
-            self.say(f"Note [{notice.code}]: {notice.message}")
+        self.say_notices((*notices, *plan.notices))
 
     def show_dry_run(self, plan: Plan) -> tuple[RunStatus, ...]:
         """Print one line for each run, and return how they would end as far as can be told."""

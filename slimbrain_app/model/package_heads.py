@@ -59,25 +59,6 @@ class Heads:
     reference: Reference
 
 
-def fold_scaling(
-    weight: NDArray[np.floating],
-    bias: NDArray[np.floating],
-    mean: NDArray[np.floating],
-    scale: NDArray[np.floating],
-) -> tuple[Floats, Floats]:
-    """Return weight and bias for raw embeddings, given those for standardised ones.
-
-    Parameters
-    ----------
-    weight : ndarray, shape (outputs, width)
-    bias : ndarray, shape (outputs,)
-    mean, scale : ndarray, shape (width,)
-        Standardised is ``(embedding - mean) / scale``.
-    """
-    raw = weight / scale
-    return raw.astype(np.float32), (bias - raw @ mean).astype(np.float32)
-
-
 def write_heads(folder: Path, heads: Heads, width: int) -> None:
     """Write both files into a folder that nobody reads yet.
 

@@ -10,13 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.model.encoder import Encoder
-from slimbrain_app.model.package_heads import Heads, Reference, fold_scaling
+from slimbrain_app.model.package_heads import Heads, Reference
 from slimbrain_app.model.packages import (
     Config,
     Package,
@@ -274,17 +271,3 @@ def test_heads_that_do_not_fit_are_not_saved(tmp_path, heads):
     with pytest.raises(ValueError, match="heads"):
         save(tmp_path / "one", heads)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("model", [Ridge(3.0), LogisticRegression(C=0.1)])
-def test_folded_heads_read_raw_embeddings_as_the_fit_read_standardised_ones(model):
-    draw = np.random.default_rng(1)
-    embeddings = 5 + draw.standard_normal((60, 7)) * [1e-3, 1, 10, 1, 1, 100, 1]
-    values = embeddings[:, 1] + embeddings[:, 2] > 10
-    fit = make_pipeline(StandardScaler(), model).fit(embeddings, values)
-    scaler = fit[0]
-    weight, bias = np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
-    weight, bias = fold_scaling(weight, bias, scaler.mean_, scaler.scale_)
-    assert weight.dtype == bias.dtype == np.float32
-    answer = fit.predict if isinstance(model, Ridge) else fit.decision_function
-    assert (embeddings @ weight.T + bias)[:, 0] == pytest.approx(answer(embeddings), abs=1e-4)
