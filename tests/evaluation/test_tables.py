@@ -29,10 +29,8 @@ pytestmark = pytest.mark.usefixtures("one_penalty")
 
 @pytest.fixture
 def judge(draw_people):
-    def judge(values=None, kind="class"):
+    def judge(kind="class"):
         features, outcome = draw_people(1, 45, kind=kind)
-        if values is not None:
-            outcome.values[:] = np.resize(values, 45)
         sets = {"model": Fixed(features), "noise": Fixed(features[:, 1:])}
         sites = [f"s{row % 5}" for row in range(45)]
         schemes = lay_schemes(outcome, sites, None, 3, 2, 0)
