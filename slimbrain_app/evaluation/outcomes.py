@@ -145,19 +145,19 @@ def read_phenotype(file: Path) -> Phenotype:
     """
     (_, columns), *table = _read_cells(file) or [(1, ())]
     if columns.count(KEY) != 1:
-        found = f"the columns {_list_some([*map(shorten, columns)]) or 'of an empty file'}"
+        found = f"the columns {list_some([*map(shorten, columns)]) or 'of an empty file'}"
         raise _unreadable(file, f"one column {KEY}", found)
     if not table:
         raise _unreadable(file, "a row for each person", "nothing below the header")
     ragged = [f"{len(cells)} in row {row}" for row, cells in table if len(cells) != len(columns)]
     if ragged:
         expected = f"{len(columns)} cells in each row, as in the header"
-        raise _unreadable(file, expected, _list_some(ragged))
+        raise _unreadable(file, expected, list_some(ragged))
     key = columns.index(KEY)
     rows = [Row(number, cells[key].removeprefix("sub-"), cells) for number, cells in table]
-    nameless = [str(row.number) for row in rows if _is_missing(row.person)]
+    nameless = [str(row.number) for row in rows if is_missing(row.person)]
     if nameless:
-        raise _unreadable(file, f"a {KEY} in each row", f"none in row {_list_some(nameless)}")
+        raise _unreadable(file, f"a {KEY} in each row", f"none in row {list_some(nameless)}")
     return Phenotype(file, columns, tuple(rows), _read_sidecar(file.with_suffix(".json")))
 
 
@@ -270,7 +270,7 @@ def _find_column(phenotype: Phenotype, name: str) -> _Column | _Fault:
         return _Fault("no-outcome", found, "correct the sidecar as BIDS has it")
     place = phenotype.columns.index(name)
     cells = (_Cell(row.number, row.person, row.cells[place]) for row in phenotype.rows)
-    return _Column(name, tuple(cell for cell in cells if not _is_missing(cell.text)), *described)
+    return _Column(name, tuple(cell for cell in cells if not is_missing(cell.text)), *described)
 
 
 def _read_description(entry: Any) -> tuple[str | None, Mapping[str, str]] | str:
@@ -286,12 +286,12 @@ def _read_description(entry: Any) -> tuple[str | None, Mapping[str, str]] | str:
     texts = {
         _name_class(label): level.get("Description", "") if isinstance(level, dict) else level
         for label, level in levels.items()
-        if not _is_missing(label)
+        if not is_missing(label)
     }
     wrong = [shorten(label) for label, text in texts.items() if not isinstance(text, str)]
     if wrong:
-        return f"no description of level {_list_some(wrong)}"
-    return None if _is_missing(units.strip()) else units.strip(), texts
+        return f"no description of level {list_some(wrong)}"
+    return None if is_missing(units.strip()) else units.strip(), texts
 
 
 def _decide_kind(column: _Column, wanted: Kind | None) -> tuple[Kind, str]:
@@ -333,7 +333,7 @@ def _read_values(
     values = {person: value for person, (_, value) in first.items()}
     faults = [_describe_strays(column, kind, strays)] if strays else []
     if differing:
-        found = f"{column.name}: people with two values, {_list_some(differing)}"
+        found = f"{column.name}: people with two values, {list_some(differing)}"
         faults.append(_Fault("no-outcome", found, "keep the rows of one visit, or one value"))
     return values, faults
 
@@ -354,12 +354,12 @@ def _describe_strays(column: _Column, kind: Kind, strays: Sequence[str]) -> _Fau
         other = f"if they name classes, set {_write_kind(column.name, 'class')}"
         advice = f"write numbers with a point and without unit, and {missing}; {other}"
     elif column.levels:
-        what = f"none of the sidecar's levels {_list_some([*map(shorten, column.levels)])}"
+        what = f"none of the sidecar's levels {list_some([*map(shorten, column.levels)])}"
         advice = f"use the sidecar's levels or add to them, and write {missing}"
     else:
         what = "no class, but a sign of a missing value"
         advice = f"write {missing}, or describe it in the sidecar's Levels"
-    return _Fault("no-outcome", f"{column.name}: {what}: {_list_some(strays)}", advice)
+    return _Fault("no-outcome", f"{column.name}: {what}: {list_some(strays)}", advice)
 
 
 def _check_spread(name: str, values: Mapping[str, Value]) -> list[_Fault]:
@@ -377,7 +377,7 @@ def _check_spread(name: str, values: Mapping[str, Value]) -> list[_Fault]:
     ]
     if not alone:
         return []
-    found = f"{name}: classes of one person with runs, {_list_some(alone)}"
+    found = f"{name}: classes of one person with runs, {list_some(alone)}"
     advice = "join small classes or write n/a for them"
     if all(_read_number(str(value)) is not None for value in values.values()):
         advice += f"; if they are amounts, set {_write_kind(name, 'number')}"
@@ -405,7 +405,7 @@ def _describe_outcome(outcome: Outcome, why: str, people: int) -> str:
     else:
         counts = Counter(outcome.values.tolist())
         sizes = [f"{shorten(label)} {count}" for label, count in sorted(counts.items())]
-        what = f"{len(counts)} classes ({_list_some(sizes)})"
+        what = f"{len(counts)} classes ({list_some(sizes)})"
     count = len(outcome.people)
     left_out = f", {people - count} left out for want of a value" if count < people else ""
     return f"{outcome.name}: {what}, {why}; {count} people{left_out}"
@@ -415,7 +415,7 @@ def _note_absent(phenotype: Phenotype, people: Sequence[str], present: set[str])
     absent = [person for person in people if person not in present]
     if not absent:
         return ()
-    named = _list_some(absent, _PEOPLE_NAMED)
+    named = list_some(absent, _PEOPLE_NAMED)
     return (
         f"{len(absent)} of {len(people)} people with runs have no row in {phenotype.file.name}"
         f" and are left out: {named}",
@@ -424,13 +424,13 @@ def _note_absent(phenotype: Phenotype, people: Sequence[str], present: set[str])
 
 def _describe_strangers(people: Sequence[str], present: Sequence[str]) -> _Fault:
     found = (
-        f"no row of anybody with runs: with runs {_pair_nearest(people, present)}; "
-        f"in the table {_pair_nearest(present, people)}"
+        f"no row of anybody with runs: with runs {pair_nearest(people, present)}; "
+        f"in the table {pair_nearest(present, people)}"
     )
     return _Fault("no-outcome", found, f"write {KEY} as the folders of people are called")
 
 
-def _pair_nearest(labels: Sequence[str], others: Sequence[str]) -> str:
+def pair_nearest(labels: Sequence[str], others: Sequence[str]) -> str:
     """List the first labels, each with the other one that it resembles most."""
     paired = []
     for label in labels[:_PEOPLE_NAMED]:
@@ -444,10 +444,11 @@ def _find_near(name: str, columns: Sequence[str]) -> str:
     """Return columns with a name like this in any case, or else the first ones."""
     lower = {column.lower(): column for column in columns}
     near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4)
-    return " or ".join(lower[each] for each in near) or f"one of {_list_some(columns)}"
+    return " or ".join(lower[each] for each in near) or f"one of {list_some(columns)}"
 
 
-def _is_missing(text: str) -> bool:
+def is_missing(text: str) -> bool:
+    """Whether a cell says that nothing is known."""
     return text.lower() in _MISSING
 
 
@@ -471,7 +472,8 @@ def _write_kind(name: str, kind: Kind) -> str:
     return f'evaluate.kinds = {{{json.dumps(name)} = "{kind}"}}'
 
 
-def _list_some(items: Sequence[str], most: int = _CELLS_NAMED) -> str:
+def list_some(items: Sequence[str], most: int = _CELLS_NAMED) -> str:
+    """Return the first items, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return f"{', '.join(items[:most])}{more}"
 
@@ -482,7 +484,7 @@ def _unreadable(file: Path, expected: str, found: str) -> CallRefused:
         file=file,
         expected=expected,
         found=found,
-        advice="mend the file, or give a table of tabs (.tsv) or commas (.csv) with --phenotype",
+        advice="mend the file, or give another table, of tabs (.tsv) or commas (.csv)",
     )
 
 
