@@ -350,7 +350,9 @@ class Judge:
     Attributes
     ----------
     folds, repeats : int
-        Of the scheme by person.
+        Of the scheme by person; without use where there is a split.
+    split : str or None
+        A table of people that says who is left out, instead of schemes by person and by site.
     permutations : int
         Of each outcome, for the model; 0 for no p.
     deconfound : tuple of str
@@ -361,6 +363,7 @@ class Judge:
 
     folds: Annotated[int, Ge(2)] = 5
     repeats: Annotated[int, Gt(0)] = 5
+    split: str | None = None
     permutations: Annotated[int, Ge(0)] = 100
     deconfound: tuple[str, ...] = ()
 

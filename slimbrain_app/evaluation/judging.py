@@ -28,7 +28,7 @@ from slimbrain_app.evaluation.metrics import (
     weigh_evenly,
 )
 from slimbrain_app.evaluation.outcomes import Outcome
-from slimbrain_app.evaluation.splits import leave_out
+from slimbrain_app.evaluation.splits import NO_FOLD, leave_out, list_judged
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -60,14 +60,14 @@ def answer_left_out(
     rows: Integers | None = None,
     penalty: float | None = None,
 ) -> Answers:
-    """Predict everybody by fits to the people of other folds.
+    """Predict people by fits to those of other folds: once in each repeat, whoever has a fold.
 
     Parameters
     ----------
     features : Features
     outcome : Outcome
     parts : array, (repeats, people)
-        Folds.
+        Folds. Whoever has `NO_FOLD` has it in all repeats and no answer, and is fitted to only.
     seed : int
         Of the folds within those fitted to.
     rows : array, (people,), optional
@@ -81,7 +81,7 @@ def answer_left_out(
         ``too-few`` if there is but one value, or fold, or fewer than three people in a fit.
     """
     coded = encode_classes(outcome)
-    if parts.max() < 1:
+    if parts.min() == parts.max():
         raise refuse_few(outcome, "at least two groups of people, to leave one out")
     classes = 0 if outcome.kind == "number" else len(outcome.classes)
     rows = np.arange(len(coded.people)) if rows is None else rows
@@ -91,7 +91,7 @@ def answer_left_out(
             known, others = features.split(rows[fit], rows[left])
             model = fit_linear(known, coded.take(fit), classes, INNER_FOLDS, seed, penalty)
             _fill(answers, (repeat, left), model, others)
-    return answers
+    return answers.take(list_judged(parts))
 
 
 def _start_answers(coded: Outcome, classes: int, parts: Integers) -> Answers:
@@ -155,15 +155,17 @@ def permute_outcome(
 
     Both are told by fits with the one `PERMUTED_PENALTY`, in the first repeat: to choose it anew
     each time would take forty times as long. Where groups are held together, the outcome is dealt
-    within them if they have several people.
+    within them if they have several people; and never between those who are judged and those who
+    are not, for both may differ in it by design.
 
     Ojala and Garriga (2010), test 1; p is at least 1 in ``count`` + 1.
     """
-    everybody, draw = weigh_evenly(len(outcome.people)), np.random.default_rng(seed)
-    groups = [np.arange(len(outcome.people))]
-    if outcome.sites is not None and len(set(outcome.sites)) < len(outcome.people) / 2:
-        names = np.asarray(outcome.sites)
-        groups = [np.flatnonzero(names == name) for name in np.unique(names)]
+    everybody, draw = weigh_evenly(len(list_judged(parts))), np.random.default_rng(seed)
+    held = np.zeros(len(outcome.people), int)
+    if outcome.sites is not None and len(set(outcome.sites)) < len(held) / 2:
+        held = np.unique(np.asarray(outcome.sites), return_inverse=True)[1]
+    held = 2 * held + (parts[0] == NO_FOLD)
+    groups = [np.flatnonzero(held == group) for group in np.unique(held)]
 
     def tell(dealt: Outcome) -> float:
         answers = answer_left_out(features, dealt, parts[:1], seed, rows, PERMUTED_PENALTY)

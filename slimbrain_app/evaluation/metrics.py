@@ -7,7 +7,7 @@ gives the score itself; people drawn anew with replacement give its bootstrap.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +59,19 @@ class Answers:
     probability: Floats
     margin: Floats
     fold: NDArray[np.int64]
+
+    def take(self, rows: NDArray[np.int64]) -> Answers:
+        """Return what is said of some of the people."""
+        return replace(
+            self,
+            truth=self.truth[:, rows],
+            predicted=self.predicted[:, rows],
+            score=self.score[:, rows],
+            centre=self.centre[:, rows],
+            probability=self.probability[:, rows],
+            margin=self.margin[:, rows],
+            fold=self.fold[:, rows],
+        )
 
 
 def list_metrics(outcome: Outcome) -> tuple[Metric, ...]:

@@ -13,6 +13,7 @@ import pandas as pd
 from slimbrain_app.bids.participants import is_site
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation.outcomes import Phenotype
+from slimbrain_app.evaluation.split_file import Split
 from slimbrain_app.records import Recording
 
 MOTION = "motion"
@@ -31,17 +32,24 @@ class People:
         None where the table has no such column, or no value.
     covariates : DataFrame
         One row each; numbers where all that is known are.
+    split : Split or None
+        Who is fitted to and who is judged, where the user has laid it down.
     """
 
     labels: tuple[str, ...]
     sites: tuple[str | None, ...]
     families: tuple[str, ...] | None
     covariates: pd.DataFrame
+    split: Split | None = None
 
     def find(self, labels: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Return where people are among these."""
         places = {label: place for place, label in enumerate(self.labels)}
         return np.array([places[label] for label in labels], int)
+
+    def list_families(self, labels: Sequence[str]) -> tuple[str, ...] | None:
+        """Return the families of people among these, if any are known."""
+        return self.families and tuple(self.families[row] for row in self.find(labels))
 
 
 def describe_people(
@@ -51,6 +59,7 @@ def describe_people(
     site: str | None,
     family: str | None,
     covariates: Sequence[str] | None,
+    split: Split | None = None,
 ) -> People:
     """Look up what a table says of participants.
 
@@ -64,6 +73,7 @@ def describe_people(
     covariates : sequence of str or None
         Columns; ``motion`` stands for the displacement. None for age, sex, site and motion, as far
         as known.
+    split : Split, optional
 
     Raises
     ------
@@ -94,6 +104,7 @@ def describe_people(
         else (None,) * len(labels),
         families=_name_families(table[family]) if family else None,
         covariates=own,
+        split=split,
     )
 
 

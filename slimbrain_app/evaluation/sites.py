@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from slimbrain_app.evaluation.comparison import Judgement
 from slimbrain_app.evaluation.judging import Score, score_answers
-from slimbrain_app.evaluation.metrics import Answers, list_metrics
+from slimbrain_app.evaluation.metrics import list_metrics
 from slimbrain_app.evaluation.outcomes import Integers, Outcome
 
 # Of fewer, a score could be anything.
@@ -48,7 +47,7 @@ def _score(judgement: Judgement, rows: Integers, seed: int) -> Score | None:
     if not _is_enough(outcome, rows):
         return None
     metric = list_metrics(outcome)[0]
-    return score_answers(outcome.take(rows), _take(judgement.answers, rows), metric, seed)
+    return score_answers(outcome.take(rows), judgement.answers.take(rows), metric, seed)
 
 
 def _is_enough(outcome: Outcome, rows: Integers) -> bool:
@@ -58,16 +57,3 @@ def _is_enough(outcome: Outcome, rows: Integers) -> bool:
         return True
     own = outcome.values[rows]
     return all(np.count_nonzero(own == name) >= FEWEST_OF_CLASS for name in outcome.classes)
-
-
-def _take(answers: Answers, rows: Integers) -> Answers:
-    return replace(
-        answers,
-        truth=answers.truth[:, rows],
-        predicted=answers.predicted[:, rows],
-        score=answers.score[:, rows],
-        centre=answers.centre[:, rows],
-        probability=answers.probability[:, rows],
-        margin=answers.margin[:, rows],
-        fold=answers.fold[:, rows],
-    )

@@ -7,11 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shorten
 
+import numpy as np
+
 from slimbrain_app.errors import CallRefused
-from slimbrain_app.evaluation.outcomes import KEY, Row, is_missing, list_some, read_phenotype
+from slimbrain_app.evaluation.outcomes import (
+    KEY,
+    Integers,
+    Outcome,
+    Row,
+    is_missing,
+    list_some,
+    pair_nearest,
+    read_phenotype,
+)
+from slimbrain_app.evaluation.splits import NO_FOLD
 
 FOLD, PART = "fold", "part"
-PARTS = ("train", "validation", "test")
+TEST = "test"
+PARTS = ("train", "validation", TEST)
 _PEOPLE_NAMED = 5
 
 
@@ -73,6 +86,110 @@ def read_split(path: Path) -> Split:
     return Split(of, parts, path.name)
 
 
+def match_split(split: Split, people: Sequence[str]) -> tuple[str, ...]:
+    """Return who of the people with runs is not in a split, and how many of it have none.
+
+    Raises
+    ------
+    CallRefused
+        ``no-outcome`` if it has none of these people.
+    """
+    listed = set(split.of)
+    absent = [f"sub-{label}" for label in people if label not in listed]
+    if len(absent) == len(people):
+        raise CallRefused(
+            "no-outcome",
+            file=split.name,
+            expected="people with runs",
+            found=f"none of them: with runs {pair_nearest(people, sorted(listed))}; "
+            f"in the table {pair_nearest(sorted(listed), people)}",
+            advice=f"write {KEY} as the folders of people are called",
+        )
+    notes = []
+    if absent:
+        notes.append(
+            f"{len(absent)} of {len(people)} people with runs are not in {split.name} and take no "
+            f"part: {list_some(absent, _PEOPLE_NAMED)}"
+        )
+    if others := len(listed.difference(people)):
+        notes.append(f"{others} people in {split.name} have no run here")
+    return tuple(notes)
+
+
+def cut_by_file(outcome: Outcome, split: Split) -> Integers:
+    """Return the fold of each person, (1, people): by the length of its name, then the alphabet.
+
+    Of parts, test is the only fold.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        Of people in the split, with families that it may not part.
+    split : Split
+
+    Raises
+    ------
+    CallRefused
+        ``leak`` for a family on two sides; ``too-few`` if there is but one side, or nothing to
+        learn or to tell apart on one.
+    """
+    sides = [split.of[label] for label in outcome.people]
+    # So 10 comes after 9.
+    order = sorted(set(split.of.values()), key=lambda name: (len(name), name))
+    folds = [TEST] if split.parts else order
+    cut = np.array([folds.index(side) if side in folds else NO_FOLD for side in sides], int)
+    _refuse_kin(outcome, cut, split)
+    thin = list(_find_thin(outcome, cut, split.parts))
+    if thin:
+        raise CallRefused(
+            "too-few",
+            file=split.name,
+            expected=f"people with different {outcome.name} to fit to and to judge by",
+            found="; ".join(thin),
+            advice="cut the people otherwise, or leave this outcome out",
+        )
+    return cut[None]
+
+
+def _refuse_kin(outcome: Outcome, cut: Integers, split: Split) -> None:
+    families: dict[str, list[int]] = {}
+    for row, family in enumerate(outcome.sites or ()):
+        families.setdefault(family, []).append(row)
+    torn = [
+        f"{family}: "
+        + ", ".join(f"sub-{outcome.people[row]} in {split.of[outcome.people[row]]}" for row in rows)
+        for family, rows in families.items()
+        if len(set(cut[rows])) > 1
+    ]
+    if torn:
+        raise CallRefused(
+            "leak",
+            file=split.name,
+            expected="each family on one side",
+            found=list_some([f"family {one}" for one in sorted(torn)], _PEOPLE_NAMED),
+            advice="move families as a whole, or leave out their other members",
+        )
+
+
+def _find_thin(outcome: Outcome, cut: Integers, parts: bool) -> Iterator[str]:
+    """Yield what a side has too little of."""
+    count = f"{len(cut)} people with runs and {outcome.name}"
+    if len(set(cut)) < 2:
+        yield f"{count}, all on one side"
+    elif len(outcome.classes) < 2:
+        yield f"{count}, all with the same value"
+    elif parts:
+        for name, values in (
+            ("train and validation", outcome.values[cut == NO_FOLD]),
+            (TEST, outcome.values[cut != NO_FOLD]),
+        ):
+            lacking = [shorten(str(one)) for one in np.setdiff1d(outcome.classes, values)]
+            if outcome.kind == "class" and lacking:
+                yield f"{outcome.name}: no {list_some(lacking)} in {name}"
+            elif len(np.unique(values)) < 2:
+                yield f"{outcome.name}: one value in {name}"
+
+
 def _find_faults(rows: Sequence[Row], place: int, parts: bool) -> Iterator[tuple[str, str]]:
     """Yield a reason and what was found, the worst first."""
     sides: dict[str, set[str]] = {}
@@ -100,7 +217,7 @@ def _find_faults(rows: Sequence[Row], place: int, parts: bool) -> Iterator[tuple
 
 def _find_gaps(present: set[str], parts: bool) -> Iterator[tuple[str, str]]:
     if parts:
-        lacking = [name for name in ("train", "test") if name not in present]
+        lacking = [name for name in ("train", TEST) if name not in present]
         if lacking:
             yield "too-few", f"nobody in {' or '.join(lacking)}"
     elif len(present) < 2:

@@ -1,7 +1,8 @@
 """Who is fitted to and who is judged: folds that split no person, family or site.
 
-A *cut* gives each person's fold, one row per repeat. What is held together is said by a label per
-person, its group: a person of a group of his own, a family, a site.
+A *cut* gives each person's fold, one row per repeat; whoever is in `NO_FOLD` is never judged, but
+fitted to each time. What is held together is said by a label per person, its group: a person of a
+group of his own, a family, a site.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from slimbrain_app.evaluation.outcomes import Outcome
 
 Integers = NDArray[np.int64]
+
+NO_FOLD = -1
 
 
 def cut_repeatedly(outcome: Outcome, folds: int, repeats: int, seed: int) -> Integers:
@@ -54,8 +57,13 @@ def cut_folds(outcome: Outcome, folds: int, draw: np.random.Generator) -> Intege
 
 def leave_out(parts: Integers) -> Iterator[tuple[Integers, Integers]]:
     """Yield the rows that are fitted to and those that are judged, fold by fold."""
-    for part in range(parts.max() + 1):
+    for part in np.unique(parts[parts != NO_FOLD]):
         yield np.flatnonzero(parts != part), np.flatnonzero(parts == part)
+
+
+def list_judged(parts: Integers) -> Integers:
+    """Return the people, in rows of ``parts`` (repeats, people), who are in any fold."""
+    return np.flatnonzero(parts[0] != NO_FOLD)
 
 
 def _rank_values(values: NDArray[np.generic]) -> NDArray[np.float64]:

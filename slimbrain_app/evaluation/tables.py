@@ -10,6 +10,7 @@ import pandas as pd
 
 from slimbrain_app.evaluation.comparison import MODEL, Judgement, Scheme
 from slimbrain_app.evaluation.judging import Score
+from slimbrain_app.evaluation.splits import NO_FOLD
 
 # Of probabilities, in bins of as many people each.
 BINS = 10
@@ -17,7 +18,8 @@ BINS = 10
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "metrics": {
         "outcome": "Column of the phenotypes that is predicted",
-        "scheme": "Who was left out of each fit: people at random (person), or whole sites (site)",
+        "scheme": "Who was left out of each fit: people at random (person), whole sites (site), or "
+        "whom a file of splits names (file)",
         "features": "What the outcome was predicted from",
         "metric": "AUROC and AUPRC: areas under the ROC and the precision-recall curve; F1: mean "
         "over classes; Brier: mean squared error of probabilities, summed over classes; r: "
@@ -56,7 +58,8 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "scheme": "Who was left out",
         "group": "Site or family that is kept on one side; n/a where people are",
         "repeat": "Number of the way to cut the folds, from 1",
-        "fold": "Fold in which the person was left out, from 1",
+        "fold": "Fold in which the person was left out, from 1, in the order of a file's names; "
+        "n/a for people who were fitted to and not judged",
     },
     "calibration": {
         "outcome": "Column of the phenotypes that is predicted",
@@ -145,7 +148,7 @@ def _list_answers(one: Judgement) -> pd.DataFrame:
 
 
 def tabulate_splits(schemes: Iterable[Scheme]) -> pd.DataFrame:
-    """Return who was left out when."""
+    """Return who was left out when, and who was only fitted to."""
     tables = [
         pd.DataFrame(
             {
@@ -154,7 +157,7 @@ def tabulate_splits(schemes: Iterable[Scheme]) -> pd.DataFrame:
                 "scheme": scheme.name,
                 "group": scheme.outcome.sites,
                 "repeat": repeat + 1,
-                "fold": parts + 1,
+                "fold": pd.Series(parts + 1, dtype="Int64").where(parts != NO_FOLD),
             }
         )
         for scheme in schemes

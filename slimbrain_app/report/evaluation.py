@@ -184,11 +184,12 @@ def form_score(value: float, metric: str) -> str:
 
 def _without_folders(settings: EvaluateSettings) -> EvaluateSettings:
     # hide_paths doesn't know where a path with blanks ends.
-    phenotype = settings.predict.phenotype
+    phenotype, split = settings.predict.phenotype, settings.judge.split
     return replace(
         settings,
         model=Path(settings.model).name,
         predict=replace(settings.predict, phenotype=phenotype and Path(phenotype).name),
+        judge=replace(settings.judge, split=split and Path(split).name),
         baseline=replace(settings.baseline, atlas=Path(settings.baseline.atlas).name),
     )
 

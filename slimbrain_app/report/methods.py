@@ -332,6 +332,13 @@ def _describe_judging(
     )
     times = "once" if judge.repeats == 1 else f"{judge.repeats} times"
     sites = " and, apart from that, one whole site at a time" if by_site else ""
+    left_out = (
+        f"Who was fitted to and who was predicted was laid down in a table{together}."
+        if judge.split
+        else "Every person was predicted by linear models fitted to others: "
+        f"{judge.folds} folds of people at random, alike in the outcome, {times}{together}{sites} "
+        "were left out."
+    )
     confounds = (
         f" {' and '.join(judge.deconfound)} were taken out of all features by a linear regression "
         "fitted to the same people."
@@ -339,9 +346,7 @@ def _describe_judging(
         else ""
     )
     return (
-        f"Every person was predicted by linear models fitted to others: {judge.folds} folds of "
-        f"people at random, alike in the outcome, {times}{together}{sites} were "
-        f"left out. Features were standardised, and a logistic regression with balanced classes, "
+        f"{left_out} Features were standardised, and a logistic regression with balanced classes, "
         f"or a ridge regression of numbers, was fitted "
         f"({_named('scikit-learn', software)}; Pedregosa et al., 2011). The penalty was chosen, "
         f"and probabilities were calibrated and 90 % intervals of numbers found, by "

@@ -138,10 +138,11 @@ def _write_table(output: Path, name: str, table: pd.DataFrame, columns: Mapping[
 def _lay_schemes(
     outcome: Outcome, people: People, settings: EvaluateSettings
 ) -> tuple[Scheme, ...]:
-    rows, judge = people.find(outcome.people), settings.judge
-    families = people.families and [people.families[row] for row in rows]
-    sites = [people.sites[row] for row in rows]
-    return lay_schemes(outcome, sites, families, judge.folds, judge.repeats, settings.seed)
+    judge, families = settings.judge, people.list_families(outcome.people)
+    sites = [people.sites[row] for row in people.find(outcome.people)]
+    return lay_schemes(
+        outcome, sites, families, judge.folds, judge.repeats, settings.seed, people.split
+    )
 
 
 def _identify(group: Group) -> tuple[Score, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,10 @@ from slimbrain_app.embedding import choose_device
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation.atlas import Atlas
 from slimbrain_app.evaluation.cohort import Cohort
+from slimbrain_app.evaluation.comparison import lay_file
 from slimbrain_app.evaluation.outcomes import Outcome, Phenotype, read_phenotype, take_outcomes
 from slimbrain_app.evaluation.people import People, describe_people, refuse_twins
+from slimbrain_app.evaluation.split_file import Split, match_split, read_split
 from slimbrain_app.model.packages import Package, load_package, note_seen
 from slimbrain_app.records import Recording, Refusal
 from slimbrain_app.settings import EvaluateSettings
@@ -73,14 +75,13 @@ def foresee_group(call: PeopleCall) -> tuple[CorpusPlan, tuple[str, ...]]:
     CallRefused
         Whatever would keep the call from starting, as far as it is known before runs are prepared.
     """
-    settings, predict = call.settings, call.settings.predict
+    settings = call.settings
     phenotype = _read_phenotype(call)
     package = load_package(settings.model, [call.output / "models"])
     plan = plan_corpus(call.datasets, call.output, settings, package.contract)
     labels = {recording.participant for recording in plan.recordings}
     labels |= {todo.run.participant for todo in plan.todo}
-    _, told = take_outcomes(phenotype, predict.outcomes, sorted(labels), predict.kinds)
-    return plan, told
+    return plan, _foresee_people(phenotype, sorted(labels), settings, _read_split(settings))
 
 
 def gather_group(call: PeopleCall, watch: Watch, stack: ExitStack, atlas: Atlas | None) -> Group:
@@ -93,7 +94,7 @@ def gather_group(call: PeopleCall, watch: Watch, stack: ExitStack, atlas: Atlas 
         and whatever keeps the call from starting.
     """
     settings, predict = call.settings, call.settings.predict
-    phenotype = _read_phenotype(call)
+    phenotype, split = _read_phenotype(call), _read_split(settings)
     package = load_package(settings.model, [call.output / "models"])
     describer = Describer(
         package=package,
@@ -115,15 +116,9 @@ def gather_group(call: PeopleCall, watch: Watch, stack: ExitStack, atlas: Atlas 
     refuse_twins(recordings)
     kept, seen, notes = _heed_seen(recordings, package, predict.seen)
     labels = sorted({recording.participant for recording in kept})
-    take_outcomes(phenotype, predict.outcomes, labels, predict.kinds)
+    _foresee_people(phenotype, labels, settings, split)
     runs, undescribed = describe_runs(kept, describer, watch.count)
-    people = describe_people(
-        phenotype,
-        _average_motion(runs),
-        site=predict.site,
-        family=predict.family,
-        covariates=settings.baseline.covariates,
-    )
+    people = _describe_people(phenotype, _average_motion(runs), settings, split)
     outcomes, told = take_outcomes(phenotype, predict.outcomes, people.labels, predict.kinds)
     return Group(
         package=package,
@@ -137,7 +132,7 @@ def gather_group(call: PeopleCall, watch: Watch, stack: ExitStack, atlas: Atlas 
             summaries=np.stack([run.summary for run in runs]),
         ),
         outcomes=outcomes,
-        notes=(*notes, *told),
+        notes=(*notes, *told, *(match_split(split, people.labels) if split else ())),
         refusals=(*(one.refusal for one in unprepared), *undescribed),
     )
 
@@ -162,6 +157,42 @@ def _read_phenotype(call: PeopleCall) -> Phenotype:
             advice="write their participants into one table and name it with --phenotype",
         )
     return read_phenotype(call.datasets[0] / TABLE)
+
+
+def _read_split(settings: EvaluateSettings) -> Split | None:
+    given = settings.judge.split
+    return read_split(Path(given)) if given else None
+
+
+def _describe_people(
+    phenotype: Phenotype,
+    motion: Mapping[str, float],
+    settings: EvaluateSettings,
+    split: Split | None,
+) -> People:
+    return describe_people(
+        phenotype,
+        motion,
+        site=settings.predict.site,
+        family=settings.predict.family,
+        covariates=settings.baseline.covariates,
+        split=split,
+    )
+
+
+def _foresee_people(
+    phenotype: Phenotype, labels: Sequence[str], settings: EvaluateSettings, split: Split | None
+) -> tuple[str, ...]:
+    """Refuse tables that nobody can be judged by; return what is told of outcomes and the split."""
+    predict = settings.predict
+    outcomes, told = take_outcomes(phenotype, predict.outcomes, labels, predict.kinds)
+    people = _describe_people(phenotype, dict.fromkeys(labels, np.nan), settings, split)
+    if split is None:
+        return told
+    notes = match_split(split, labels)
+    for outcome in outcomes:
+        lay_file(outcome, people.list_families(outcome.people), split)
+    return (*told, *notes)
 
 
 def _refuse_shared_labels(recordings: Sequence[Recording]) -> None:

@@ -102,6 +102,33 @@ def test_a_second_call_embeds_nothing_and_says_the_same(dataset, config, evaluat
     assert {file.name: file.read_bytes() for file in tables} == before
 
 
+def test_only_the_test_part_of_a_split_is_judged_and_the_page_says_so(dataset, evaluated, tmp_path):
+    output = tmp_path / "slimbrain"
+    shutil.copytree(evaluated[0], output)
+    parts = ["train"] * 3 + ["validation"] + ["test"] * 3
+    rows = [f"sub-{row:02d}\t{part}" for row, part in enumerate(parts, start=1)]
+    split = tmp_path / "split.tsv"
+    split.write_text("\n".join(["participant_id\tpart", *rows, "sub-99\ttrain"]) + "\n")
+    config = tmp_path / "split.toml"
+    config.write_text(SETTINGS + f'split = "{split}"\n')
+    words = ("group", "--action", "evaluate", "--outcome", "sex", "age", "--config", config)
+    done = call(dataset, output, *words)
+    assert done.returncode == Exit.DONE, done.stderr
+    assert "1 of 8 people with runs are not in split.tsv" in done.stderr
+    assert "1 people in split.tsv have no run" in done.stderr
+    scores, splits = (read(output / f"desc-slimbrain_{name}.tsv") for name in ("scores", "splits"))
+    assert set(scores["participant_id"]) == {"sub-05", "sub-06", "sub-07"}
+    assert set(splits["scheme"]) == {"file"}
+    assert splits.groupby("outcome")["fold"].count().tolist() == [3, 3]
+    page = (output / "evaluation.html").read_text()
+    assert "as the file of splits says (3 people)" in page
+    assert "laid down in a table" in page and str(tmp_path) not in page
+    split.write_text("\n".join(["participant_id\tpart", *rows, "sub-01\ttest"]) + "\n")
+    refused = call(dataset, output, *words[:2], "finetune", *words[3:], "--dry-run")
+    assert refused.returncode == Exit.DATA
+    assert "[leak]" in refused.stderr and "sub-01 in test and train" in refused.stderr
+
+
 @pytest.fixture(scope="module")
 def tuned(dataset, config, evaluated) -> Path:
     output, _ = evaluated
@@ -133,7 +160,7 @@ def test_heads_are_those_that_predict_people_left_out_of_the_fit(dataset, tuned)
 
 def test_embeddings_of_the_group_are_those_of_the_participant_level(tuned):
     (mean,) = tuned.glob("sub-08/func/*stat-mean*embeddings.tsv")
-    (kept,) = tuned.glob("features/*/sub-08_*_embedding-*.npz")
+    (kept,) = tuned.glob("features/*/sub-08_*_embeddings-*.npz")
     with np.load(kept) as archive:
         assert np.array_equal(archive["mean"], read(mean).to_numpy(np.float32)[0])
 

@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from slimbrain_app.evaluation import judging
 from slimbrain_app.evaluation.comparison import judge_features, lay_schemes
 from slimbrain_app.evaluation.features import Covariates, Deconfounded, Fixed
-from slimbrain_app.evaluation.judging import permute_outcome
-from slimbrain_app.evaluation.splits import cut_repeatedly
+from slimbrain_app.evaluation.judging import INNER_FOLDS, permute_outcome
+from slimbrain_app.evaluation.linear import encode_classes, fit_linear
+from slimbrain_app.evaluation.split_file import Split
+from slimbrain_app.evaluation.splits import NO_FOLD, cut_repeatedly
 
 pytestmark = pytest.mark.usefixtures("one_penalty")
 
@@ -114,3 +117,108 @@ def test_sites_are_left_out_one_by_one_where_three_are_known(make_outcome):
     assert list(by_site.outcome.people) == list(outcome.people[:6])
     assert len(set(by_site.parts[0])) == 3
     assert len(lay_schemes(outcome, [*"aabbbb", *[None] * 6], None, 3, 2, 0)) == 1
+
+
+@pytest.fixture
+def laid_down(make_outcome):
+    """Return 50 people, of whom 10 are in no part, and the rows of those in test."""
+    draw = np.random.default_rng(0)
+    sides = draw.permutation(["train"] * 20 + ["validation"] * 8 + ["test"] * 12 + [""] * 10)
+    people = [f"{row:04d}" for row in range(50)]
+    of = {label: str(side) for label, side in zip(people, sides, strict=True) if side}
+    return Split(of, True), np.flatnonzero(sides == "test"), np.isin(sides, ["train", "validation"])
+
+
+def judge_split(features, outcome, split, permutations=0):
+    (scheme,) = lay_schemes(outcome, ["a", "b", "c", "d", "e"] * 10, None, 4, 2, 0, split)
+    assert scheme.name == "file"
+    rows = np.array([int(label) for label in scheme.outcome.people])
+    (judgement,) = judge_features({"model": Fixed(features)}, scheme, rows, permutations, 0)
+    return judgement
+
+
+@pytest.mark.parametrize("kind", ["class", "number"])
+def test_a_test_part_is_told_by_one_fit_to_train_and_validation(
+    monkeypatch, draw_people, laid_down, kind
+):
+    monkeypatch.setattr("slimbrain_app.evaluation.linear.PENALTIES", (100.0, 1.0, 0.01))
+    split, test, fitted = laid_down
+    features, outcome = draw_people(4, 50, kind=kind)
+    told = judge_split(features, outcome, split)
+    known = encode_classes(outcome).take(np.flatnonzero(fitted))
+    model = fit_linear(features[fitted], known, 2 * (kind == "class"), INNER_FOLDS, 0)
+    said = model.decide(features[test])
+    expected = (said[:, 0] > 0).astype(float) if kind == "class" else said[:, 0]
+    assert list(told.outcome.people) == [f"{row:04d}" for row in test]
+    assert told.answers.predicted == pytest.approx(np.atleast_2d(expected))
+    assert told.answers.score[0] == pytest.approx((said - model.middle) / model.spread)
+    if kind == "class":
+        assert told.answers.probability[0] == pytest.approx(model.judge(said))
+    assert {score.people for score in told.scores} == {12}
+
+
+@pytest.mark.parametrize("kind", ["class", "number"])
+def test_outcomes_of_the_test_part_and_of_those_in_none_change_no_prediction(
+    draw_people, laid_down, kind
+):
+    split, _, fitted = laid_down
+    features, outcome = draw_people(5, 50, kind=kind)
+    values = outcome.values.copy()
+    values[~fitted] = values[~fitted][::-1]
+    before, after = (
+        judge_split(features, replace(outcome, values=each), split)
+        for each in (outcome.values, values)
+    )
+    for name in ("predicted", "score", "centre", "probability", "margin"):
+        one, other = (getattr(told.answers, name) for told in (before, after))
+        assert np.array_equal(one, other, equal_nan=True)
+    assert before.scores[0].value != after.scores[0].value
+
+
+def test_the_order_of_people_changes_no_prediction_of_the_test_part(draw_people, laid_down):
+    split, _, _ = laid_down
+    features, outcome = draw_people(6, 50, kind="number")
+    order = np.random.default_rng(1).permutation(50)
+    before, after = (judge_split(features, each, split) for each in (outcome, outcome.take(order)))
+    places = [after.outcome.people.index(label) for label in before.outcome.people]
+    assert after.answers.predicted[:, places] == pytest.approx(before.answers.predicted)
+
+
+def test_each_fold_of_a_file_is_told_by_fits_to_the_others(draw_people):
+    features, outcome = draw_people(7, 50, kind="number")
+    sides = np.resize(["9", "10", "x"], 50)
+    split = Split({f"{row:04d}": side for row, side in enumerate(sides)}, False)
+    told = judge_split(features, outcome, split)
+    for side in set(sides):
+        model = fit_linear(
+            features[sides != side], outcome.take(np.flatnonzero(sides != side)), 0, INNER_FOLDS, 0
+        )
+        expected = model.decide(features[sides == side])[:, 0]
+        assert told.answers.predicted[0, sides == side] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("strength", [0.0, 4.0])
+def test_a_test_part_is_told_better_than_chance_only_if_there_is_something_to_tell(
+    draw_people, laid_down, strength
+):
+    split, _, _ = laid_down
+    features, outcome = draw_people(8, 50, strength=strength, kind="number")
+    told = judge_split(features, outcome, split, permutations=19)
+    assert (told.chance == 1 / 20) == (strength > 0)
+
+
+def test_permuted_outcomes_stay_on_their_side(monkeypatch, draw_people):
+    features, outcome = draw_people(9, 40, kind="number")
+    parts = np.where(np.arange(40) < 25, NO_FOLD, 0)[None]
+    seen = []
+
+    def answer(features, dealt, *others, own=judging.answer_left_out):
+        seen.append(dealt.values)
+        return own(features, dealt, *others)
+
+    monkeypatch.setattr(judging, "answer_left_out", answer)
+    permute_outcome(Fixed(features), outcome, parts, "r", 5, 0)
+    assert len(seen) == 6
+    for values in seen[1:]:
+        assert not np.array_equal(values, outcome.values)
+        assert set(values[25:]) == set(outcome.values[25:])

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slimbrain_app.errors import CallRefused
-from slimbrain_app.evaluation.split_file import read_split
+from slimbrain_app.evaluation.split_file import Split, cut_by_file, match_split, read_split
+from slimbrain_app.evaluation.splits import NO_FOLD
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +106,57 @@ def test_any_file_is_read_or_refused(folder, header, body):
         return
     assert len(set(split.of.values())) > 1
     assert all(split.of) and all(split.of.values())
+
+
+def split_of(*sides, parts):
+    return Split({f"{row:04d}": side for row, side in enumerate(sides)}, parts, "split.tsv")
+
+
+def test_folds_are_counted_in_the_order_of_their_names(make_outcome):
+    outcome = make_outcome([1.0, 2.0, 3.0, 4.0], "number")
+    split = split_of("10", "9", "1", "9", parts=False)
+    assert cut_by_file(outcome, split).tolist() == [[2, 1, 0, 1]]
+    assert cut_by_file(outcome.take(np.array([0, 1])), split).tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize("parts, sides", [(True, ("train", "test")), (False, ("1", "2"))])
+def test_a_family_on_two_sides_is_a_leak_and_named(make_outcome, parts, sides):
+    outcome = make_outcome([1.0, 2.0, 3.0, 4.0], "number", ["a", "b", "b", "a"])
+    split = split_of(sides[0], sides[0], sides[1], sides[0], parts=parts)
+    told = refusal_of(cut_by_file, outcome, split, reason="leak")
+    assert f"family b: sub-0001 in {sides[0]}, sub-0002 in {sides[1]}" in told
+    assert "family a" not in told
+
+
+def test_train_and_validation_are_one_side(make_outcome):
+    outcome = make_outcome([1.0, 2.0, 3.0, 4.0], "number", ["a", "a", "b", "b"])
+    split = split_of("train", "validation", "test", "test", parts=True)
+    assert cut_by_file(outcome, split).tolist() == [[NO_FOLD, NO_FOLD, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "values, kind, sides, found",
+    [
+        ([0, 1, 0, 0], "class", ("train", "train", "test", "test"), "no '1' in test"),
+        ([0, 0, 0, 1], "class", ("train", "validation", "test", "test"), "no '1' in train"),
+        ([1.0, 2.0, 3.0, 3.0], "number", ("train", "train", "test", "test"), "one value in test"),
+        ([0, 1, 0, 1], "class", ("train",) * 4, "all on one side"),
+        ([0, 0, 0, 0], "class", ("train", "train", "test", "test"), "the same value"),
+    ],
+)
+def test_sides_that_tell_nothing_are_refused(make_outcome, values, kind, sides, found):
+    split = split_of(*sides, parts=True)
+    assert found in refusal_of(cut_by_file, make_outcome(values, kind), split, reason="too-few")
+
+
+def test_who_is_not_on_both_sides_is_told():
+    split = split_of("1", "2", "1", parts=False)
+    first, second = match_split(split, ["0000", "0001", "x"])
+    assert "1 of 3 people" in first and first.endswith("sub-x")
+    assert second.startswith("1 people")
+    assert match_split(split, ["0000", "0001", "0002"]) == ()
+
+
+def test_a_split_of_nobody_shows_the_nearest_labels():
+    told = refusal_of(match_split, split_of("1", "2", parts=False), ["1", "2"], reason="no-outcome")
+    assert "1 (nearest there: 0001)" in told

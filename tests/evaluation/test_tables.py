@@ -16,6 +16,7 @@ from sklearn.metrics import (
 
 from slimbrain_app.evaluation.comparison import judge_features, lay_schemes
 from slimbrain_app.evaluation.features import Fixed
+from slimbrain_app.evaluation.split_file import Split
 from slimbrain_app.evaluation.tables import (
     COLUMNS,
     tabulate_calibration,
@@ -120,6 +121,26 @@ def test_nobody_is_judged_in_two_folds_and_the_splits_tell_the_fold(judge):
     assert (both["fold"] == both["fold_split"]).all()
     by_site = splits[splits["scheme"] == "site"]
     assert (by_site.groupby("group")["fold"].nunique() == 1).all()
+
+
+def test_of_a_test_part_alone_scores_are_told_and_the_splits_tell_who_was_fitted_to(draw_people):
+    features, outcome = draw_people(1, 45, kind="class")
+    sides = np.resize(["train", "test", "validation"], 45)
+    split = Split(dict(zip(outcome.people, sides, strict=True)), True)
+    (scheme,) = lay_schemes(outcome, [None] * 45, None, 3, 2, 0, split)
+    (one,) = judge_features({"model": Fixed(features)}, scheme, np.arange(45), 0, 0)
+    test = [f"sub-{label}" for label in np.array(outcome.people)[sides == "test"]]
+    splits, scores = written(tabulate_splits([scheme])), written(tabulate_scores([one]))
+    assert len(splits) == 45
+    assert list(splits.loc[splits["fold"] == 1, "participant_id"]) == test
+    assert splits["fold"].isna().sum() == 30
+    assert list(scores["participant_id"]) == test
+    assert (scores["truth"] == outcome.values[sides == "test"]).all()
+    metrics = written(tabulate_metrics([one]))
+    assert (metrics["people"] == 15).all()
+    auroc = metrics.set_index("metric").loc["AUROC", "value"]
+    assert auroc == pytest.approx(score_class(scores, "AUROC"))
+    assert written(tabulate_calibration([one]))["predictions"].sum() == 15
 
 
 def test_calibration_can_be_made_again_from_the_scores(judge):

@@ -472,6 +472,7 @@ def test_the_page_of_a_pretraining_and_this_one_are_linked(plain, tmp_path) -> N
         (EvaluateSettings(judge=Judge(folds=7)), "7 folds of people"),
         (EvaluateSettings(judge=Judge(repeats=3)), "3 times"),
         (EvaluateSettings(judge=Judge(repeats=1)), ", once and"),
+        (EvaluateSettings(judge=Judge(split="mine.tsv")), "laid down in a table"),
         (
             EvaluateSettings(baseline=Baseline(covariates=("iq", "age"))),
             "covariates alone (iq, age",
