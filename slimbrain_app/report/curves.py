@@ -230,7 +230,7 @@ def _draw_optimiser(story: Story) -> Chart | None:
     rate = _follow(story, steps, lambda step: step.rate)
     norm = _follow(story, steps, lambda step: step.gradient_norm)
     return _draw(
-        Panel(label="rate", lines=[Line("", rate, _STYLES[0])]),
+        Panel(label="learning rate", lines=[Line("", rate, _STYLES[0])]),
         Panel(
             label="gradient norm",
             lines=[Line("", norm, _STYLES[0])],

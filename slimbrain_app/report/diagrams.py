@@ -128,7 +128,7 @@ def draw_forest(name: str, scores: pd.DataFrame, schemes: Mapping[str, str]) -> 
         svg = write_svg(figure, name, f"{metric} with 95 % intervals. " + " ".join(told))
     caption = "The model and what it has to beat, with 95 % intervals"
     caption += "; dashed: a guess." if scores["chance"].notna().any() else "."
-    return Chart(group="forest", title=metric, caption=caption, svg=svg)
+    return Chart(group="forest", title=f"Scores ({metric})", caption=caption, svg=svg)
 
 
 def _draw_interval(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,8 @@ _NOUNS = {
     "r": "a correlation (r) of",
 }
 _CLASSES_SHOWN = 20
+# A p above it speaks against a score that its interval speaks for.
+_LIKELY = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -166,20 +169,25 @@ def render_evaluation_page(findings: Findings, pages: set[str] | frozenset[str])
             command=shlex.join(findings.command),
             settings=write_settings(settings),
             changes=told.list_changes(settings),
-            form=form_score,
+            form=form_scores,
         )
     )
 
 
-def form_score(value: float, metric: str) -> str:
-    """Return a score as it is printed: with three decimals, or in units with four digits.
+def form_scores(row: Mapping[str, Any] | pd.Series[Any]) -> list[str]:
+    """Return a row's score, the ends of its interval and what a guess scores, as printed.
 
-    >>> form_score(0.71251, "AUROC"), form_score(12.3456, "MAE")
-    ('0.713', '12.35')
+    All have three decimals, or, in units, as many as leave the largest of them four digits.
+
+    >>> from math import nan
+    >>> form_scores({"metric": "MAE", "value": 12.3456, "lower": 9.5, "upper": 15, "chance": nan})
+    ['12.35', '9.50', '15.00', 'n/a']
     """
-    if value != value:
-        return "n/a"
-    return f"{value:.4g}" if metric in _IN_UNITS else f"{value:z.3f}"
+    known = [row[key] for key in ("value", "lower", "upper")]
+    values = [float(value) for value in (*known, row.get("chance", math.nan))]
+    largest = max((abs(value) for value in values if value == value), default=1)
+    digits = 3 - math.floor(math.log10(largest or 1)) if row["metric"] in _IN_UNITS else 3
+    return ["n/a" if value != value else f"{value:z.{max(digits, 0)}f}" for value in values]
 
 
 def _without_folders(settings: EvaluateSettings) -> EvaluateSettings:
@@ -237,17 +245,21 @@ def _tell_scheme(rows: pd.DataFrame, settings: EvaluateSettings) -> Iterator[str
     """Say in words how well the model does under one scheme, and beside connectivity."""
     model = rows[(rows["features"] == MODEL) & rows["against"].isna()]
     first = model.iloc[0]
-    metric, scheme = str(first["metric"]), SCHEMES[str(first["scheme"])]
+    metric, scheme = str(first["metric"]), str(first["scheme"])
+    within = " within sites" if scheme == "site" else ""
     p = (
-        f"; p = {first['p']:.2g} by {settings.judge.permutations} permutations"
+        f"; p = {first['p']:.2g} by {settings.judge.permutations} permutations{within}"
         if first["p"] == first["p"]
         else ""
     )
+    where = _compare(first, first["chance"])
     yield (
-        f"With {scheme} ({first['people']} people), the model tells {first['outcome']} with "
-        f"{_NOUNS[metric]} {_form_interval(first)}, {_compare(first, first['chance'])} what a "
-        f"guess scores ({form_score(first['chance'], metric)}){p}."
+        f"With {SCHEMES[scheme]} ({first['people']} people), the model tells {first['outcome']} "
+        f"with {_NOUNS[metric]} {_form_interval(first)}, {where} what a "
+        f"guess scores ({form_scores(first)[3]}){p}."
     )
+    if within and where == "above" and first["p"] > _LIKELY:
+        yield "So what it tells need be no more than how sites differ."
     others = rows[rows["against"].notna() & (rows["metric"] == metric)]
     others = others[others["against"].astype(str).str.startswith(CONNECTIVITY)]
     for _, other in others.iterrows():
@@ -269,6 +281,9 @@ def _tell_difference(row: pd.Series[Any]) -> str:
             f"From {row['against']} it differs by {_form_interval(row)}: these people can't tell "
             "which is better."
         )
+    if where == "below":
+        row = row.copy()
+        row[["value", "lower", "upper"]] = -row["value"], -row["upper"], -row["lower"]
     return f"It is {where} {row['against']}, by {_form_interval(row)}."
 
 
@@ -279,7 +294,7 @@ def _compare(row: pd.Series[Any], level: float) -> str:
 
 
 def _form_interval(row: pd.Series[Any]) -> str:
-    value, lower, upper = (form_score(row[k], row["metric"]) for k in ("value", "lower", "upper"))
+    value, lower, upper, _ = form_scores(row)
     return f"{value} (95 % interval {lower} to {upper})"
 
 
@@ -337,8 +352,7 @@ def _draw_outcome(
 ) -> Iterator[Chart]:
     first = own[own["metric"] == own["metric"].iloc[0]]
     yield draw_forest(f"forest_{number}", first, SCHEMES)
-    units = next((unit for unit in own["units"] if isinstance(unit, str)), "")
-    label = f"{name} ({units})" if units else name
+    label = _name_with_units(own, name)
     for scheme in dict.fromkeys(scores["scheme"]):
         told_of = scores[scores["scheme"] == scheme]
         place = f"{number}_{scheme}"
@@ -361,6 +375,11 @@ def _draw_outcome(
             yield draw_calibration(f"calibration_{place}", bins, title)
 
 
+def _name_with_units(rows: pd.DataFrame, name: str) -> str:
+    units = next((unit for unit in rows["units"] if isinstance(unit, str)), "")
+    return f"{name} ({units})" if units else name
+
+
 def _list_identities(metrics: pd.DataFrame) -> list[dict[Any, Any]]:
     rows: list[dict[Any, Any]] = metrics[~metrics["scheme"].isin(SCHEMES)].to_dict("records")
     return rows
@@ -377,7 +396,9 @@ def _draw_maps(findings: Findings) -> list[Chart]:
             groups = cut_numbers(np.array(truth, float))
         else:
             groups = name_groups([None if value is None else str(value) for value in truth])
-        charts.append(draw_map(f"map_{number}", people, groups, f"By {name}", shares))
+        rows = findings.metrics[findings.metrics["outcome"] == name]
+        title = f"By {_name_with_units(rows, name)}"
+        charts.append(draw_map(f"map_{number}", people, groups, title, shares))
     if people["site"].notna().any():
         sites = [site if isinstance(site, str) else None for site in people["site"]]
         charts.append(draw_map("map_site", people, name_groups(sites), "By site", shares))

@@ -297,7 +297,9 @@ def _draw_strips(axes: Axes, rows: NDArray[np.float32]) -> None:
 
 
 def _draw_similarity(axes: Axes, similarity: NDArray[np.float64]) -> None:
-    image = axes.imshow(similarity, cmap="cividis", vmax=1, interpolation="none")
+    # Views that hardly differ are to look alike.
+    low = min(0.9, similarity.min())
+    image = axes.imshow(similarity, cmap="cividis", vmin=low, vmax=1, interpolation="none")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_xlabel("cosine similarity of views")

@@ -29,7 +29,7 @@ from slimbrain_app.records import Contract, ModelIdentity, Notice
 from slimbrain_app.report.diagrams import choose_points, cut_numbers
 from slimbrain_app.report.evaluation import (
     Findings,
-    form_score,
+    form_scores,
     render_evaluation_page,
     write_evaluation_page,
 )
@@ -270,10 +270,9 @@ def test_scores_are_those_of_the_table_of_metrics(html: str, findings: Findings)
                 own = own[own["against"].isna() == (key == "features")]
                 own = own[own[key] == features]
                 for place, row in enumerate(own.to_dict("records")):
-                    ends = (form_score(row[end], name) for end in ("lower", "upper"))
-                    told = [form_score(row["value"], name), " to ".join(ends)]
-                    told += [form_score(row["chance"], name)] * (width == 3)
-                    assert cells[place * width : (place + 1) * width] == told
+                    value, lower, upper, guess = form_scores(row)
+                    told = [value, f"{lower} to {upper}", guess]
+                    assert cells[place * width : (place + 1) * width] == told[:width]
                     count += 1
     assert count == len(metrics)
 
@@ -295,7 +294,10 @@ def test_the_first_sentence_tells_score_interval_chance_and_p(
     ("ends", "words"),
     [
         ((0.1, 0.3), "It is above connectivity, correlation, by 0.200"),
-        ((-0.3, -0.1), "It is below connectivity, correlation, by -0.200"),
+        (
+            (-0.3, -0.1),
+            "It is below connectivity, correlation, by 0.200 (95 % interval 0.100 to 0.300)",
+        ),
         ((-0.1, 0.3), "From connectivity, correlation it differs by 0.200"),
     ],
 )
@@ -310,6 +312,32 @@ def test_better_than_connectivity_is_said_if_the_interval_leaves_out_none(
     assert text.count(words) == 2
     others = {"It is above conn", "It is below conn", "From connectivity, correlation it differs"}
     assert sum(other in text for other in others) == 1
+
+
+def test_scores_in_units_share_their_decimals() -> None:
+    row = {"metric": "MAE", "value": 0.7717, "lower": 0.048734, "upper": 1.4391, "chance": np.nan}
+    assert form_scores(row) == ["0.772", "0.049", "1.439", "n/a"]
+    row |= {"value": 20412.7, "lower": -0.2, "upper": 30000.0}
+    assert form_scores(row)[:3] == ["20413", "0", "30000"]
+    assert form_scores(row | {"metric": "r", "value": -0.0001})[0] == "0.000"
+
+
+def test_a_score_that_dealt_outcomes_reach_within_sites_is_not_praised(findings: Findings) -> None:
+    words = "So what it tells need be no more than how sites differ."
+    metrics = findings.metrics.copy()
+    place = (metrics["scheme"] == "site") & (metrics["features"] == "model")
+    place &= metrics["against"].isna() & (metrics["metric"] == "AUROC")
+    assert place.any()
+    metrics.loc[place, ["chance", "lower", "upper"]] = [0.5, 0.55, 0.75]
+    for p, count in ((0.8, 1), (0.01, 0)):
+        metrics.loc[place, "p"] = p
+        page = parse(render_evaluation_page(replace(findings, metrics=metrics), set()))
+        assert page.text.count(words) == count
+        assert f"p = {p} by 100 permutations within sites" in page.text
+
+
+def test_numbers_are_mapped_with_their_units(html: str) -> None:
+    assert "By age (year)." in parse(html).text
 
 
 def test_confusion_is_that_of_the_table_of_scores(html: str, findings: Findings) -> None:

@@ -152,6 +152,13 @@ def test_threshold_of_zero_marks_nothing(make_run: MakeRun) -> None:
     assert CROSS.search(draw_windows(make_run(), 0)) is None
 
 
+def test_the_scale_of_similarity_is_readable_where_views_hardly_differ(make_run: MakeRun) -> None:
+    views = np.ones((8, 192), np.float32)
+    views[:, 0] += np.linspace(0, 1e-2, 8, dtype=np.float32)
+    svg = draw_embedding(replace(make_run(), views=views))
+    assert ">0.90<" in svg and ">1.00<" in svg and ">1e" not in svg
+
+
 def test_similarity_is_the_cosine() -> None:
     views = np.array([[3, 4], [4, -3], [6, 8], [0, 0]], np.float32)
     expected = [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]

@@ -407,9 +407,9 @@ def test_predictions_of_person_and_runs_stand_with_how_good_the_heads_are(
     assert page.faults == [] and page.open == []
     assert "#predictions" in page.values("href") and "predictions" in page.values("id")
     assert "sub-01, from the mean embedding of 1 run" in page.text
-    assert "age 31.25 years 23.25 to 39.25 37 yes" in page.text
+    assert "age (years) 31.25 23.25 to 39.25 37 yes" in page.text
     assert f"{run.name}, from its embedding" in page.text
-    assert "age 33.5 years 25.5 to 41.5 37 yes" in page.text
+    assert "age (years) 33.50 25.50 to 41.50 37 yes" in page.text
     assert "sex M 0.75 no" in page.text
     assert "r 0.40 for people left out, 95 % interval 0.25 to 0.50 (5 folds of sites)" in page.text
     assert "sex: fitted to 40 people; how well it tells people left out is unknown" in page.text
