@@ -75,6 +75,9 @@ _REFERENCES = {
     "sklearn": "Pedregosa F, Varoquaux G, Gramfort A, et al. (2011). Scikit-learn: machine "
     "learning in Python. Journal of Machine Learning Research 12:2825-2830. "
     "https://jmlr.org/papers/v12/pedregosa11a.html",
+    "attribution": "Sundararajan M, Taly A, Yan Q (2017). Axiomatic attribution for deep networks. "
+    "Proceedings of the 34th International Conference on Machine Learning, PMLR 70:3319-3328. "
+    "https://arxiv.org/abs/1703.01365",
     "torch": "Paszke A, Gross S, Massa F, et al. (2019). PyTorch: an imperative style, "
     "high-performance deep learning library. Advances in Neural Information Processing Systems 32. "
     "https://arxiv.org/abs/1912.01703",
@@ -87,6 +90,12 @@ _REFERENCES = {
 
 # Runs may lack some confounds.
 _CLEANINGS = 3
+_ATTRIBUTION = (
+    " Predictions from single runs were attributed to voxels by integrated gradients (Sundararajan "
+    "et al., 2017) along the straight path from the same brain standing still, each voxel at its "
+    "mean over the run, and summed over frames and over parcels of an atlas (Schaefer et al., "
+    "2018). Such a map explains the model; it is no finding about a region."
+)
 _MODES = {
     "mutual": "by how well each explains the rest of the run and is explained by it",
     "representative": "by how well the rest of the run explains each of them",
@@ -230,22 +239,23 @@ def _describe_encoding(settings: ParticipantSettings, model: ModelIdentity) -> s
         else " The weights of this package are untrained, so that its embeddings show that the "
         "processing works, but carry no learned information."
     )
+    heads = _describe_heads(model.heads, settings.output.attribution)
     return (
         f"{inputs} was encoded by the four-dimensional hierarchical vision transformer (Ryali et "
         f"al., 2023) of SLIM-Brain (Wang et al., 2025) with the model package '{model.name}' "
         f"(preset '{model.preset}', SHA-256 {model.sha256[:12]}...); the embedding of a run is the "
-        f"mean over them.{caution}{_describe_heads(model.heads)} The random seed was "
+        f"mean over them.{caution}{heads} The random seed was "
         f"{settings.seed}."
     )
 
 
-def _describe_heads(heads: Sequence[Head]) -> str:
+def _describe_heads(heads: Sequence[Head], attribution: bool) -> str:
     if not heads:
         return ""
     told = " and ".join(f"{head.outcome} (fitted to {head.people} people)" for head in heads)
     return (
         f" From the embedding of each run, and from a participant's mean over runs, linear heads "
-        f"of the package predicted {told}."
+        f"of the package predicted {told}.{_ATTRIBUTION if attribution else ''}"
     )
 
 
@@ -387,8 +397,8 @@ def _describe_baselines(settings: EvaluateSettings, cleanings: Sequence[str]) ->
 def _describe_scores(settings: EvaluateSettings, draws: int) -> str:
     permutations = settings.judge.permutations
     tested = (
-        f" p is the share of {permutations} outcomes dealt anew among people, and the true one, "
-        f"that were told as well in the first repeat, by fits that share one penalty (Ojala and "
+        f" p is the share of {permutations} outcomes dealt anew among people (of the same site "
+        f"or family where these were held together), and the true one, that were told as well in the first repeat, by fits that share one penalty (Ojala and "
         f"Garriga, 2010)."
         if permutations
         else ""

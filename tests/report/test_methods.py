@@ -15,6 +15,7 @@ from slimbrain_app.settings import (
     Extract,
     Hide,
     Objective,
+    Output,
     ParticipantSettings,
     Prepare,
     PretrainSettings,
@@ -68,6 +69,16 @@ def test_heads_that_predict_are_named(model: ModelIdentity) -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.0])
+def test_attribution_is_told_of_heads_alone(model: ModelIdentity) -> None:
+    wished = ParticipantSettings(output=Output(attribution=True))
+    told = replace(model, heads=(Head(outcome="age", kind="number", people=41),))
+    words = "integrated gradients (Sundararajan et al., 2017)"
+    assert words in describe_methods(wished, told, {})
+    assert "Axiomatic attribution" in describe_methods(wished, told, {})
+    assert words not in describe_methods(wished, model, {})
+    assert words not in describe_methods(ParticipantSettings(), told, {})
+
+
 def test_every_citation_has_its_reference_and_none_is_left_over(
     threshold: float, model: ModelIdentity
 ) -> None:
