@@ -77,6 +77,7 @@ OTHERS = {
     "predict.seen": "keep",
     "judge.folds": 10,
     "judge.repeats": 1,
+    "judge.split": "split.tsv",
     "judge.permutations": 0,
     "judge.deconfound": ["site"],
     "baseline.atlas": "schaefer400",
