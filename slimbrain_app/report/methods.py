@@ -397,9 +397,9 @@ def _describe_baselines(settings: EvaluateSettings, cleanings: Sequence[str]) ->
 def _describe_scores(settings: EvaluateSettings, draws: int) -> str:
     permutations = settings.judge.permutations
     tested = (
-        f" p is the share of {permutations} outcomes dealt anew among people (of the same site "
-        f"or family where these were held together), and the true one, that were told as well in the first repeat, by fits that share one penalty (Ojala and "
-        f"Garriga, 2010)."
+        f" p is the share of {permutations} outcomes dealt anew among people (of the same site or "
+        f"family where these were held together), and the true one, that were told as well in the "
+        f"first repeat, by fits that share one penalty (Ojala and Garriga, 2010)."
         if permutations
         else ""
     )

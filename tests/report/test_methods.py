@@ -68,7 +68,6 @@ def test_heads_that_predict_are_named(model: ModelIdentity) -> None:
     assert "predicted" not in describe_methods(settings, model, SOFTWARE)
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.0])
 def test_attribution_is_told_of_heads_alone(model: ModelIdentity) -> None:
     wished = ParticipantSettings(output=Output(attribution=True))
     told = replace(model, heads=(Head(outcome="age", kind="number", people=41),))
@@ -79,6 +78,7 @@ def test_attribution_is_told_of_heads_alone(model: ModelIdentity) -> None:
     assert words not in describe_methods(ParticipantSettings(), told, {})
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.0])
 def test_every_citation_has_its_reference_and_none_is_left_over(
     threshold: float, model: ModelIdentity
 ) -> None:
