@@ -138,7 +138,7 @@ def time_loader(windows: Windows, batches: Sequence[Sequence[Sample]], workers: 
     source = make_loader(windows, batches, workers)
     next(source)
     begun = time.perf_counter()
-    taken = sum(batch.views for batch in source)
+    taken: int = sum(batch.views for batch in source)
     return taken / (time.perf_counter() - begun)
 
 

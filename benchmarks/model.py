@@ -39,7 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from slimbrain_app.model.batches import MaskedView, collate_views, find_places, measure_fill
 from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
-from slimbrain_app.model.heads import HeadedEncoder, group_parameters
+from slimbrain_app.model.heads import Head, HeadedEncoder, group_parameters
 from slimbrain_app.model.jepa import JEPA, Jepa
 from slimbrain_app.model.masking import draw_mask
 from slimbrain_app.model.presets import CONTRACTS, PRESETS, EncoderSizes
@@ -175,7 +175,7 @@ def prepare_step(sizes: EncoderSizes, step: str) -> tuple[nn.Module, list[Tensor
     if step == "forward":
         return encoder, [patches], forward(encoder, patches, table)
     if step == "fine-tune":
-        model = HeadedEncoder(encoder, nn.Linear(sizes.embedding_width, 2))
+        model = HeadedEncoder(encoder, [Head(sizes.embedding_width, 2)])
         return model, [patches], fine_tune(model, patches, table)
     places = find_places(kept, sizes)
     mask = draw_mask(places, sizes.final_grid[0], Hide(), (0, 0, 0))
@@ -198,7 +198,8 @@ def fine_tune(model: HeadedEncoder, patches: Tensor, table: TokenTable) -> Step:
 
     def step(watch: AbstractContextManager[object]) -> None:
         with watch:
-            loss = functional.cross_entropy(model(patches, table), torch.ones(1, dtype=torch.int64))
+            (outputs,) = model(patches, table, (1,))
+            loss = functional.cross_entropy(outputs, torch.ones(1, dtype=torch.int64))
         torch.autograd.backward(loss)
         optimiser.step()
         optimiser.zero_grad()

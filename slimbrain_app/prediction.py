@@ -21,11 +21,14 @@ Floats = NDArray[np.float64]
 
 
 def predict_by_package(
-    package: Package, embedding: NDArray[np.floating], notices: Iterable[Notice]
+    package: Package,
+    embedding: NDArray[np.floating],
+    views: NDArray[np.floating] | None,
+    notices: Iterable[Notice],
 ) -> tuple[Prediction, ...]:
     """Return what a package's heads say of an embedding (width,); nothing if it has none.
 
-    ``notices`` are those of the runs that were embedded.
+    ``views`` are as for `predict`, ``notices`` those of the runs that were embedded.
     """
     from slimbrain_app.model.packages import load_heads
 
@@ -33,11 +36,16 @@ def predict_by_package(
     if heads is None:
         return ()
     seen = any(notice.code == "seen-in-training" for notice in notices)
-    return predict(heads, embedding, trained=package.trained, seen=seen)
+    return predict(heads, embedding, views, trained=package.trained, seen=seen)
 
 
 def predict(
-    heads: Heads, embedding: NDArray[np.floating], *, trained: bool, seen: bool
+    heads: Heads,
+    embedding: NDArray[np.floating],
+    views: NDArray[np.floating] | None = None,
+    *,
+    trained: bool,
+    seen: bool,
 ) -> tuple[Prediction, ...]:
     """Return what heads say of a run or a person: a row for a number, one for each class.
 
@@ -46,6 +54,8 @@ def predict(
     heads : Heads
     embedding : ndarray, shape (width,)
         Of a run; or of a person, the mean over runs.
+    views : ndarray, shape (views, width), optional
+        Of all of them. Only heads that pool by attention read them.
     trained : bool
         Whether the encoder's weights are.
     seen : bool
@@ -61,7 +71,12 @@ def predict(
     predictions: list[Prediction] = []
     for head in heads.heads:
         weight, bias = heads.weights[head.outcome], heads.biases[head.outcome]
-        outputs = (weight.astype(np.float64) * values).sum(axis=1) + bias
+        read = values
+        if attention := heads.attention.get(head.outcome):
+            if views is None:
+                raise ValueError(f"head {head.outcome} reads views")
+            read = (attention.weigh(views)[:, None] * views).sum(axis=0)
+        outputs = (weight.astype(np.float64) * read).sum(axis=1) + bias
         tell = _tell_number if head.kind == "number" else _tell_classes
         predictions += tell(head, outputs, flags)
     return tuple(predictions)

@@ -307,8 +307,8 @@ class Head:
         Of a number.
     levels : mapping of str to str
         What each class means, where that is known.
-    pooling : {"mean"}
-        What it reads: the mean of embeddings.
+    pooling : {"mean", "attention"}
+        What it reads: the mean of embeddings; of views as they are, or each weighed by the head.
     calibration : Calibration or None
         Of classes, found on people left out of the fit.
     margin : float or None
@@ -328,7 +328,7 @@ class Head:
     classes: tuple[str, ...] = ()
     units: str | None = None
     levels: Mapping[str, str] = field(default_factory=dict)
-    pooling: Literal["mean"] = "mean"
+    pooling: Literal["mean", "attention"] = "mean"
     calibration: Calibration | None = None
     margin: float | None = None
     quantiles: tuple[float, ...] | None = None
@@ -476,6 +476,11 @@ class ModelIdentity:
     contract: Contract
     notices: tuple[Notice, ...] = ()
     heads: tuple[Head, ...] = ()
+
+    @property
+    def reads_views(self) -> bool:
+        """Whether a head weighs views itself, so that a person's mean embedding won't do."""
+        return any(head.pooling == "attention" for head in self.heads)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -251,7 +251,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """What a training costs and tells on its way, not what comes of it but for rounding.
+    """What a training costs on its way, not what comes of it but for rounding.
 
     Attributes
     ----------
@@ -264,10 +264,6 @@ class Pace:
         Processes that read windows, for each that trains; None for what the processors allow.
     checkpoint_minutes : float
         Between two checkpoints.
-    probe_passes : int
-        A probe after so many passes; 0 for none.
-    stop_on_collapse : bool
-        End at the first alarm of the monitors.
     tensorboard : bool
     """
 
@@ -277,9 +273,25 @@ class Pace:
     recompute: bool | None = None
     workers: Annotated[int, Ge(0)] | None = None
     checkpoint_minutes: Annotated[float, Ge(0)] = 10.0
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainPace(Pace):
+    """Likewise, and what a pretraining tells.
+
+    Attributes
+    ----------
+    probe_passes : int
+        A probe after so many passes; 0 for none.
+    stop_on_collapse : bool
+        End at the first alarm of the monitors.
+    """
+
+    __pydantic_config__ = _STRICT
+
     probe_passes: Annotated[int, Ge(0)] = 5
     stop_on_collapse: bool = False
-    tensorboard: bool = False
 
 
 def _is_plain(name: str) -> bool:
@@ -305,7 +317,7 @@ class PretrainSettings:
     hide: Hide = field(default_factory=Hide)
     objective: Objective = field(default_factory=Objective)
     train: Train = field(default_factory=Train)
-    pace: Pace = field(default_factory=Pace)
+    pace: PretrainPace = field(default_factory=PretrainPace)
     compute: Compute = field(default_factory=Compute)
 
     def fingerprint(self) -> str:
@@ -423,8 +435,67 @@ class EvaluateSettings:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the settings that change a result."""
-        silent = {"package_name", "select", "compute"}
+        silent = {"package_name", "select", "pace", "compute"}
         return _digest({k: value for k, value in asdict(self).items() if k not in silent})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    """How heads are fitted, and whether the encoder learns with them.
+
+    A linear head on a frozen encoder is a penalised regression, judged by folds. All else is learnt
+    by gradient, from such heads on; the weights that tell the people of ``validation`` best are
+    kept, and those of ``test`` are told once, at the end. A split file names both instead.
+
+    Attributes
+    ----------
+    encoder : {"frozen", "lora", "full"}
+        Whether it stays as it is, learns a change of low rank to the maps of its attention, or
+        learns altogether.
+    head : {"linear", "attentive"}
+        A map of the mean over a person's windows; or one that weighs windows first.
+    validation, test : float
+        Shares of people.
+    passes, patience : int
+        Over all people, at most; and how many may follow the best one.
+    people, windows : int
+        Per step, over all processes; and drawn of each in a pass.
+    rate, head_rate, last_rate : float
+        Highest learning rate of the encoder's last layer and of heads; last one of the former.
+    decay : float
+        Of the rate, from a layer to the one below it, where all of the encoder learns.
+    rank : int
+        Of the change of low rank.
+    warm_up : float
+        Share of all steps.
+    weight_decay, clip : float
+    precision : {"auto", "float32", "bfloat16", "float16"}
+        As in a pretraining.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    encoder: Literal["frozen", "lora", "full"] = "frozen"
+    head: Literal["linear", "attentive"] = "linear"
+    validation: Share = 0.15
+    test: Share = 0.15
+    passes: Annotated[int, Gt(0)] = 30
+    patience: Annotated[int, Gt(0)] = 5
+    people: Annotated[int, Gt(0)] = 16
+    windows: Annotated[int, Gt(0)] = 2
+    rate: Annotated[float, Gt(0)] = 1e-4
+    head_rate: Annotated[float, Gt(0)] = 5e-4
+    last_rate: Annotated[float, Ge(0)] = 1e-6
+    decay: Annotated[float, Gt(0), Le(1)] = 0.75
+    rank: Annotated[int, Gt(0)] = 8
+    warm_up: Annotated[float, Ge(0), Lt(1)] = 0.05
+    weight_decay: Annotated[float, Ge(0)] = 0.05
+    clip: Annotated[float, Gt(0)] = 1.0
+    precision: Precision = "auto"
+
+    @property
+    def by_gradient(self) -> bool:
+        return self.encoder != "frozen" or self.head != "linear"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,6 +503,8 @@ class FinetuneSettings(EvaluateSettings):
     """Everything that a fine-tuning can be told. ``package_name`` is ``<model>-tuned`` if None."""
 
     package_name: Annotated[str, Predicate(_is_plain)] | None = None
+    tune: Tune = field(default_factory=Tune)
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,6 +142,15 @@ def has_person(output: Path, participant: str) -> bool:
     return (output / name_person_output(participant, "predictions", ".json")).exists()
 
 
+def read_views(output: Path, run: Run, contract: Contract) -> NDArray[np.float32]:
+    """Return the embeddings of a run's views, (views, width), from their table."""
+    import numpy as np
+    import pandas as pd
+
+    table = pd.read_csv(output / name_output(run, contract, "embeddings", ".tsv"), sep="\t")
+    return table.filter(regex=r"^e\d+$").to_numpy(np.float32)
+
+
 def read_predictions(path: Path) -> tuple[Prediction, ...]:
     """Return what was predicted, from its table."""
     with path.open(encoding="utf-8", newline="") as stream:
@@ -280,7 +289,7 @@ def _tabulate(
     yield name_output(run, contract, "windows", ".tsv"), windows
 
     names = [f"e{i:04d}" for i in range(embedding.mean.size)]
-    if provenance.settings.output.save_views:
+    if _wants_views(provenance):
         views = pd.DataFrame(embedding.views.astype(np.float64), columns=names)
         views.insert(0, "window", embedding.windows)
         views.insert(1, "view", views.groupby("window").cumcount())
@@ -374,10 +383,14 @@ def _has_extras(output: Path, run: Run, provenance: Provenance) -> bool:
     prepared = output / name_output(run, contract, "prepared", "")
     attribution = output / name_output(run, contract, _EXPLAINING[0], ".nii.gz")
     return (
-        (not wanted.save_views or views.exists())
+        (not _wants_views(provenance) or views.exists())
         and (not wanted.save_prepared or prepared.is_dir())
         and (not wanted.attribution or attribution.exists())
     )
+
+
+def _wants_views(provenance: Provenance) -> bool:
+    return provenance.settings.output.save_views or provenance.model.reads_views
 
 
 def _json_of(name: str) -> str:

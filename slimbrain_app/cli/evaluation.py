@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from slimbrain_app.workflow.evaluating import Evaluated, carry_out
 from slimbrain_app.workflow.finetuning import FinetuneCall
 from slimbrain_app.workflow.finetuning import carry_out as put_heads_on
 from slimbrain_app.workflow.group import PeopleCall, foresee_group
+from slimbrain_app.workflow.tuning import carry_out as train_heads
+from slimbrain_app.workflow.tuning import describe_verdict
 
 if TYPE_CHECKING:
     from slimbrain_app.cli.terminal import Terminal
@@ -49,9 +52,14 @@ def evaluate(call: PeopleCall, notices: Sequence[Notice], terminal: Terminal) ->
 
 def finetune(call: FinetuneCall, notices: Sequence[Notice], terminal: Terminal) -> int:
     """Do what the command line asks for and return the exit code."""
+    if os.environ.get("RANK", "0") != "0":
+        terminal.quiet = True  # One of several processes speaks for all.
     terminal.say_notices(notices)
     with watch_group(terminal) as watch:
-        done = put_heads_on(call, watch)
+        tune = train_heads if call.settings.tune.by_gradient else put_heads_on
+        done = tune(call, watch)
+    if done is None:
+        return 0
     for note in done.notes:
         terminal.say(f"Note: {note}")
     terminal.show_refusals(done.refusals)
@@ -59,9 +67,11 @@ def finetune(call: FinetuneCall, notices: Sequence[Notice], terminal: Terminal) 
         terminal.say("Nothing was done: the package is there, made of these people and settings")
     for head in done.heads.heads if done.heads else ():
         terminal.say(f"{head.outcome}: fitted to {head.people} people")
-        if score := head.score:
+        if (score := head.score) and not done.verdicts:
             told = f"{score.metric} {score.value:.2f} [{score.lower:.2f}, {score.upper:.2f}]"
             terminal.say(f"  of people left out by {score.scheme}: {told}")
+    for verdict in done.verdicts:
+        terminal.say(f"Test part, {describe_verdict(verdict)}")
     terminal.results.print(escape(f"{done.package.folder}"))
     name, place = done.package.name, call.output
     terminal.say(f"To use it: slimbrain DERIVATIVES {place} participant --model {name}")

@@ -11,8 +11,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,11 +147,12 @@ def explain_run(
     frames = count_frames(prepared, contract.frame_time)
     views = list_views(ranked, settings.views, frames, contract)
     encoder, weights = load_encoder(package, device), np.stack([one.weight for one in read_outs])
+    shares = weigh_views(heads, read_outs, embedding)
     attribution = average_views(
-        attribute_views(prepared, contract, encoder, views, weights, device)
+        attribute_views(prepared, contract, encoder, views, weights, device), shares
     )
     voxels, atlas = np.load(prepared.folder / "voxels.npy"), load_atlas(SHIPPED)
-    outputs = weights @ embedding.mean.astype(np.float64)
+    outputs = (weights * (shares.T @ embedding.views)).sum(axis=1)
     return tuple(
         Explanation(
             outcome=one.outcome,
@@ -161,7 +163,11 @@ def explain_run(
             gap=float(attribution.gap[place]),
             points=attribution.points,
             parcels=tuple(sum_parcels(attribution.values[place], voxels, atlas)),
-            windows=tuple(sum_windows(one.weight, attribution.baseline[place], ranked, embedding)),
+            windows=tuple(
+                sum_windows(
+                    one.weight, attribution.baseline[place], ranked, embedding, shares[:, place]
+                )
+            ),
             values=attribution.values[place].astype(np.float32),
         )
         for place, one in enumerate(read_outs)
@@ -187,6 +193,17 @@ def list_read_outs(heads: Heads) -> tuple[ReadOut, ...]:
             for level, row, one in zip(levels, weight, bias, strict=True)
         ]
     return tuple(read_outs)
+
+
+def weigh_views(heads: Heads, read_outs: Sequence[ReadOut], embedding: Embedding) -> Floats:
+    """Return each view's share in what each output reads, (views, outputs).
+
+    Shares that a head gives by attention are taken as they are for the run: what is explained is
+    what the head reads in views, not why it looks at them.
+    """
+    even = np.full(len(embedding.views), 1 / len(embedding.views))
+    columns = (heads.attention.get(one.outcome) for one in read_outs)
+    return np.column_stack([one.weigh(embedding.views) if one else even for one in columns])
 
 
 def attribute_views(
@@ -289,20 +306,16 @@ def attribute_view(
     return Attribution(values, before, after, points)
 
 
-def average_views(attributions: Iterator[Attribution]) -> Attribution:
-    """Return the mean over views, without holding them all."""
-    total = next(attributions)
-    count = 1
-    for count, one in enumerate(attributions, start=2):  # noqa: B007
-        total = Attribution(
-            total.values + one.values,
-            total.baseline + one.baseline,
-            total.output + one.output,
-            max(total.points, one.points),
-        )
-    return Attribution(
-        total.values / count, total.baseline / count, total.output / count, total.points
-    )
+def average_views(attributions: Iterable[Attribution], shares: Floats) -> Attribution:
+    """Return the mean over views by their shares (views, outputs), without holding them all."""
+    values: Any = 0.0
+    ends: Any = 0.0
+    points = 0
+    for share, one in zip(shares, attributions, strict=True):
+        values = values + share[:, None] * one.values
+        ends = ends + share * np.stack([one.baseline, one.output])
+        points = max(points, one.points)
+    return Attribution(values, ends[0], ends[1], points)
 
 
 def sum_parcels(values: Floats, voxels: NDArray[np.integer], atlas: Atlas) -> Iterator[ParcelShare]:
@@ -333,20 +346,21 @@ def sum_parcels(values: Floats, voxels: NDArray[np.integer], atlas: Atlas) -> It
 
 
 def sum_windows(
-    weight: Floats, baseline: float, ranked: RankedRun, embedding: Embedding
+    weight: Floats, baseline: float, ranked: RankedRun, embedding: Embedding, shares: Floats
 ) -> Iterator[WindowShare]:
     """Yield each selected window's part of an output, best window first.
 
-    That is exact: a run's embedding is the mean over its views. With the head's bias they sum to
-    the output.
+    That is exact: what is read is a mean of views. With the head's bias they sum to the output.
 
     Parameters
     ----------
     weight : ndarray, shape (width,)
     baseline : float
         The output, without bias, where nothing changes.
+    shares : ndarray, shape (views,)
+        Of each view in the mean.
     """
-    outputs = embedding.views.astype(np.float64) @ weight / len(embedding.views)
+    outputs = embedding.views.astype(np.float64) @ weight * shares
     places = np.array(embedding.windows)
     for place in dict.fromkeys(embedding.windows):
         own = outputs[places == place]
@@ -356,7 +370,7 @@ def sum_windows(
             onset=window.onset,
             duration=window.duration,
             contribution=float(own.sum()),
-            over_baseline=float(own.sum() - baseline * len(own) / len(outputs)),
+            over_baseline=float(own.sum() - baseline * shares[places == place].sum()),
         )
 
 
@@ -385,7 +399,10 @@ def measure_dependence(
     both = np.stack([weight, shuffled])
 
     def map_views(by: Encoder, some: Sequence[View]) -> Floats:
-        return average_views(attribute_views(prepared, contract, by, some, both, "cpu")).values
+        even = np.full((len(some), 2), 1 / len(some))
+        return average_views(
+            attribute_views(prepared, contract, by, some, both, "cpu"), even
+        ).values
 
     first, second = map_views(encoder, views[::2]), map_views(encoder, views[1::2])
     share = len(views[::2]) / len(views)

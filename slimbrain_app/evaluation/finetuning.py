@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ Floats = NDArray[np.float64]
 def fit_heads(
     embeddings: Floats,
     people: People,
+    fitted: Container[str],
     outcomes: Sequence[Outcome],
     scores: Mapping[str, HeadScore],
     seed: int,
@@ -33,6 +35,8 @@ def fit_heads(
     embeddings : array, (people, width)
         In the order of `People`.
     people : People
+    fitted : container of str
+        Labels of those to fit to.
     outcomes : sequence of Outcome
     scores : mapping of str to HeadScore
         By outcome: how well it was told of people left out.
@@ -44,43 +48,68 @@ def fit_heads(
     CallRefused
         ``too-few`` with fewer than three people.
     """
-    if len(embeddings) < 3:
+    known = people.find([label for label in people.labels if label in fitted])
+    if len(known) < 3:
         raise CallRefused(
             "too-few",
             expected="at least three people to fit a head to",
-            found=f"{len(embeddings)}",
+            found=f"{len(known)}",
             advice="take more people",
         )
     heads, weights, biases = [], {}, {}
     for outcome in outcomes:
         classes = [str(value) for value in outcome.classes] if outcome.kind == "class" else []
-        rows = people.find(outcome.people)
-        model = fit_linear(
-            embeddings[rows], encode_classes(outcome), len(classes), INNER_FOLDS, seed
-        )
-        weight, bias = _fold_priors(model)
+        own = np.flatnonzero([label in fitted for label in outcome.people])
+        coded = encode_classes(outcome).take(own)
+        rows = people.find(coded.people)
+        model = fit_linear(embeddings[rows], coded, len(classes), INNER_FOLDS, seed)
+        weight, bias = fold_priors(model)
         weights[outcome.name] = weight.astype(np.float32)
         biases[outcome.name] = bias.astype(np.float32)
-        heads.append(
-            Head(
-                outcome=outcome.name,
-                kind=outcome.kind,
-                people=len(rows),
-                classes=tuple(classes),
-                units=outcome.units,
-                levels=dict(outcome.levels),
-                calibration=_describe_calibration(model) if classes else None,
-                margin=None if classes else model.margin,
-                quantiles=_find_quantiles(model, len(classes)),
-                score=scores.get(outcome.name),
-            )
-        )
+        heads.append(describe_head(outcome, model, len(rows), classes, scores.get(outcome.name)))
     return Heads(
-        heads=tuple(heads), weights=weights, biases=biases, reference=fit_reference(embeddings)
+        heads=tuple(heads),
+        weights=weights,
+        biases=biases,
+        reference=fit_reference(embeddings[known]),
     )
 
 
-def _fold_priors(model: LinearModel) -> tuple[Floats, Floats]:
+def describe_head(
+    outcome: Outcome,
+    model: LinearModel,
+    people: int,
+    classes: Sequence[str],
+    score: HeadScore | None,
+    pooling: Literal["mean", "attention"] = "mean",
+) -> Head:
+    """Return what is to be known of a head.
+
+    Parameters
+    ----------
+    model : LinearModel
+        What it is made of.
+    people : int
+        How many it was fitted to.
+    classes : sequence of str
+        None of a number.
+    """
+    return Head(
+        outcome=outcome.name,
+        kind=outcome.kind,
+        people=people,
+        classes=tuple(classes),
+        units=outcome.units,
+        levels=dict(outcome.levels),
+        pooling=pooling,
+        calibration=_describe_calibration(model) if classes else None,
+        margin=None if classes else model.margin,
+        quantiles=_find_quantiles(model, len(classes)),
+        score=score,
+    )
+
+
+def fold_priors(model: LinearModel) -> tuple[Floats, Floats]:
     """Return weight and bias; of several classes such that their softmax is calibrated."""
     if len(model.bias) < 2:
         return model.weight, model.bias

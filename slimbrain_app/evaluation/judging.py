@@ -94,6 +94,22 @@ def answer_left_out(
     return answers.take(list_judged(parts))
 
 
+def answer_by(model: LinearModel, coded: Outcome, classes: int, features: Floats) -> Answers:
+    """Return what a model says of people that it was not fitted to, once.
+
+    Parameters
+    ----------
+    coded : Outcome
+        Of these people, as `encode_classes` returns it.
+    classes : int
+        How many there are; 0 for numbers.
+    features : array, (people, width)
+    """
+    answers = _start_answers(coded, classes, np.zeros((1, len(features)), int))
+    _fill(answers, (0, np.arange(len(features))), model, features)
+    return answers
+
+
 def _start_answers(coded: Outcome, classes: int, parts: Integers) -> Answers:
     shape = parts.shape
     outputs = classes if classes > 2 else 1

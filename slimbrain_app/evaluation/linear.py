@@ -137,9 +137,9 @@ def fit_linear(
     if not chooses:
         return model
     if classes:
-        slope, intercept = _calibrate(held_out, coded)
+        slope, intercept = calibrate(held_out, coded)
         return replace(model, slope=slope, intercept=intercept)
-    return replace(model, margin=_find_margin(np.abs(held_out[:, 0] - coded.values)))
+    return replace(model, margin=find_margin(np.abs(held_out[:, 0] - coded.values)))
 
 
 @cache
@@ -272,7 +272,7 @@ def _fit_logistic(
         yield weight.copy(), bias.copy()
 
 
-def _calibrate(said: Floats, outcome: Outcome) -> tuple[float, Floats]:
+def calibrate(said: Floats, outcome: Outcome) -> tuple[float, Floats]:
     """Return the slope and intercepts of log odds that fit people left out best.
 
     Of two classes they are Platt's (1999), with his targets short of 0 and 1. Of several ones the
@@ -301,7 +301,7 @@ def _calibrate(said: Floats, outcome: Outcome) -> tuple[float, Floats]:
     return float(found.x[0]), priors
 
 
-def _find_margin(errors: Floats) -> float:
+def find_margin(errors: Floats) -> float:
     """Return the size of error that is not exceeded in `CONFIDENCE` of further people.
 
     Split-conformal: the next larger of as many errors as there are people and one.

@@ -138,7 +138,7 @@ def cut_by_file(outcome: Outcome, split: Split) -> Integers:
     order = sorted(set(split.of.values()), key=lambda name: (len(name), name))
     folds = [TEST] if split.parts else order
     cut = np.array([folds.index(side) if side in folds else NO_FOLD for side in sides], int)
-    _refuse_kin(outcome, cut, split)
+    refuse_kin(outcome, cut, split)
     thin = list(_find_thin(outcome, cut, split.parts))
     if thin:
         raise CallRefused(
@@ -151,7 +151,8 @@ def cut_by_file(outcome: Outcome, split: Split) -> Integers:
     return cut[None]
 
 
-def _refuse_kin(outcome: Outcome, cut: Integers, split: Split) -> None:
+def refuse_kin(outcome: Outcome, cut: Integers, split: Split) -> None:
+    """Refuse a family, as ``sites`` name it, on two sides of a cut (people,): ``leak``."""
     families: dict[str, list[int]] = {}
     for row, family in enumerate(outcome.sites or ()):
         families.setdefault(family, []).append(row)

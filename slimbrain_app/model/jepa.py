@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class Jepa(Objective):
         Of the predictor's first weights.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = KINDS
+    kinds = KINDS
 
     def __init__(self, encoder: Encoder, settings: JepaSettings, seed: int = 0) -> None:
         super().__init__()

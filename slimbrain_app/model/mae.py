@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class Mae(Objective):
         Of the decoder's first weights.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = KINDS
+    kinds = KINDS
 
     def __init__(self, encoder: Encoder, settings: MaeSettings, seed: int = 0) -> None:
         super().__init__()

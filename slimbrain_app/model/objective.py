@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimbrain_app.model.batches import Batch, Targets
+from slimbrain_app.model.batches import Targets
 from slimbrain_app.model.encoder import Encoder
 
 
@@ -45,6 +45,7 @@ class Loss:
     total : Tensor, scalar
         Sum over views; divide by the views of the whole step before going backwards.
     views : int
+        Samples: windows, or people in fine-tuning.
     kinds : Tensor, shape (kinds,)
         Sum over views of the mean error of each of the objective's kinds, without gradient.
     evidence : Evidence or None
@@ -68,7 +69,7 @@ class Objective(nn.Module, ABC):
         Names of the kinds of errors that make up the loss.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ()
+    kinds: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -76,7 +77,7 @@ class Objective(nn.Module, ABC):
         """The encoder to keep when the training is over."""
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Loss: ...
+    def forward(self, batch: Any) -> Loss: ...
 
     def lose_nothing(self) -> Loss:
         """Return the loss of no view: 0, with a gradient of 0 for every trainable parameter."""

@@ -1,14 +1,15 @@
 """Heads in a model package: ``heads.json`` says whom they tell, ``heads.safetensors`` how.
 
 For each head ``OUTCOME.weight`` (outputs, width) and ``OUTCOME.bias`` (outputs,), for raw
-embeddings; for all of them ``reference.mean`` (width,), ``reference.precision`` (width, width) and
-``reference.limit`` (1,). All are float32. None of it needs torch.
+embeddings; of one that pools by attention ``OUTCOME.map`` (hidden, width), ``OUTCOME.shift`` and
+``OUTCOME.query`` (hidden,); for all of them ``reference.mean`` (width,), ``reference.precision``
+(width, width) and ``reference.limit`` (1,). All are float32. None of it needs torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,10 @@ from slimbrain_app.records import Head
 
 HEADS = "heads.json"
 HEAD_WEIGHTS = "heads.safetensors"
+
+# Of the map by which attentive pooling looks at an embedding.
+ATTENTION_WIDTH = 64
+_ATTENTION = ("map", "shift", "query")
 
 Floats = NDArray[np.float32]
 
@@ -40,6 +45,32 @@ class Reference:
     limit: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Attention:
+    """How a head weighs views: by the softmax of ``query . tanh(map view + shift)``.
+
+    Attributes
+    ----------
+    map : ndarray, float32, shape (hidden, width)
+    shift, query : ndarray, float32, shape (hidden,)
+    """
+
+    map: Floats
+    shift: Floats
+    query: Floats
+
+    def weigh(self, views: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the weight of each view (views, width); their sum is 1.
+
+        Sums are numpy's own, whose rounding doesn't depend on the number of threads.
+        """
+        rows = np.asarray(views, np.float64)[:, None]
+        seen = np.tanh((rows * self.map).sum(axis=2) + self.shift)
+        scores = (seen * self.query).sum(axis=1)
+        shares = np.exp(scores - scores.max())
+        return np.asarray(shares / shares.sum())
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Heads:
     """The heads of a package.
@@ -51,12 +82,15 @@ class Heads:
     weights, biases : mapping of str to ndarray
         By outcome: float32, shape (outputs, width) and (outputs,), for raw embeddings.
     reference : Reference
+    attention : mapping of str to Attention
+        By outcome, of heads that pool by it.
     """
 
     heads: tuple[Head, ...]
     weights: Mapping[str, Floats]
     biases: Mapping[str, Floats]
     reference: Reference
+    attention: Mapping[str, Attention] = field(default_factory=dict)
 
 
 def write_heads(folder: Path, heads: Heads, width: int) -> None:
@@ -72,6 +106,11 @@ def write_heads(folder: Path, heads: Heads, width: int) -> None:
     tensors = {
         **{f"{outcome}.weight": values for outcome, values in heads.weights.items()},
         **{f"{outcome}.bias": values for outcome, values in heads.biases.items()},
+        **{
+            f"{outcome}.{part}": values
+            for outcome, attention in heads.attention.items()
+            for part, values in asdict(attention).items()
+        },
         "reference.mean": heads.reference.mean,
         "reference.precision": heads.reference.precision,
         "reference.limit": np.array([heads.reference.limit]),
@@ -114,6 +153,11 @@ def read_heads(folder: Path, width: int) -> Heads:
             tensors["reference.precision"],
             float(tensors["reference.limit"][0]),
         ),
+        attention={
+            head.outcome: Attention(*(tensors[f"{head.outcome}.{part}"] for part in _ATTENTION))
+            for head in described
+            if head.pooling == "attention"
+        },
     )
 
 
@@ -126,4 +170,7 @@ def _list_shapes(heads: tuple[Head, ...], width: int) -> dict[str, tuple[int, ..
     for head in heads:
         shapes[f"{head.outcome}.weight"] = (head.outputs, width)
         shapes[f"{head.outcome}.bias"] = (head.outputs,)
+        if head.pooling == "attention":
+            shapes[f"{head.outcome}.map"] = (ATTENTION_WIDTH, width)
+            shapes[f"{head.outcome}.shift"] = shapes[f"{head.outcome}.query"] = (ATTENTION_WIDTH,)
     return shapes

@@ -307,12 +307,20 @@ def copy_package(
 
 
 def add_heads(
-    package: Package, folder: Path, heads: Heads, *, card: str, records: Mapping[str, str]
+    package: Package,
+    folder: Path,
+    heads: Heads,
+    *,
+    encoder: Encoder | None = None,
+    card: str,
+    records: Mapping[str, str],
 ) -> Package:
     """Write a package anew with heads in the place of its own.
 
     Parameters
     ----------
+    encoder : Encoder, optional
+        One that was trained with these heads, in the place of the package's own.
     records : mapping of str to str
         Text files, which replace those of the same name.
 
@@ -323,13 +331,13 @@ def add_heads(
     """
     return save_package(
         folder,
-        package.config,
-        load_encoder(package),
+        replace(package.config, trained=True) if encoder else package.config,
+        encoder or load_encoder(package),
         load_extractor(package),
         heads=heads,
         card=card,
         records={**_read_records(package), **records},
-        dtype=_stored_dtype(package),
+        dtype=torch.float32 if encoder else _stored_dtype(package),
     )
 
 

@@ -1,4 +1,4 @@
-"""Masked windows of prepared runs, read by processes of their own.
+"""Windows of prepared runs, read by processes of their own.
 
 A process that reads maps the files of a run into memory and touches only the volumes that a
 window needs; windows come in the order asked for, whatever the number of processes.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,28 +25,34 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from slimbrain_app.errors import CallRefused, SlimBrainError
-from slimbrain_app.model.batches import Batch, collate_views
 from slimbrain_app.model.presets import EncoderSizes
-from slimbrain_app.training.samples import Sample
-from slimbrain_app.training.windows import RawWindow, Windows, cut_patches
+from slimbrain_app.training.windows import RawWindow, cut_patches
 
 # Arrays in a parcel begin at multiples of it, in bytes.
 _ALIGNED = 64
 
 
+class Windows(Protocol):
+    """What reads the windows of a batch; the batch comes without its patches."""
+
+    sizes: EncoderSizes
+
+    def gather(self, samples: Sequence[Any], /) -> tuple[Any, Sequence[RawWindow]]: ...
+
+
 def make_loader(
     windows: Windows,
-    batches: Iterable[Sequence[Sample]],
+    batches: Iterable[Sequence[Any]],
     workers: int,
     device: torch.device | str = "cpu",
-) -> Iterator[Batch]:
+) -> Iterator[Any]:
     """Read batches in the order given, some ahead of time.
 
     Parameters
     ----------
     windows : Windows
-    batches : iterable of sequence of Sample
-        To go on in the middle, give what is left.
+    batches : iterable of sequence
+        Of samples as ``windows`` knows them. To go on in the middle, give what is left.
     workers : int
         Processes that read; 0 to read in this one.
     device : torch.device or str
@@ -81,7 +87,7 @@ def make_loader(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parcel:
-    """A batch on its way between processes: masks, tables, and windows still to be cut.
+    """A batch on its way between processes: all but its patches, and windows still to be cut.
 
     Each tensor that torch sends costs a file handle, of which a process may have a thousand.
     Hence all arrays lie one after another in ``content``, after a pickle of what holds them;
@@ -92,7 +98,7 @@ class Parcel:
     spans: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, batch: Batch, windows: Sequence[RawWindow]) -> Parcel:
+    def of(cls, batch: Any, windows: Sequence[RawWindow]) -> Parcel:
         head, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
         _Packer(head, protocol=5, buffer_callback=buffers.append).dump((batch, windows))
         parts = [np.frombuffer(head.getbuffer(), np.uint8)]
@@ -104,13 +110,12 @@ class Parcel:
             content.numpy()[first:last] = part
         return cls(content, spans)
 
-    def open(self, sizes: EncoderSizes, device: torch.device) -> Batch:
+    def open(self, sizes: EncoderSizes, device: torch.device) -> Any:
         """Return the batch on its device, with patches."""
         content = self.content.numpy().data
         head, *buffers = (content[first:last] for first, last in self.spans)
         batch, windows = pickle.loads(head, buffers=buffers)
-        whole: Batch = replace(batch.to(device), patches=cut_patches(windows, sizes, device))
-        return whole
+        return replace(batch.to(device), patches=cut_patches(windows, sizes, device))
 
     def pin_memory(self) -> Parcel:
         return Parcel(self.content.pin_memory(), self.spans)
@@ -131,12 +136,11 @@ class Parcels(Dataset[Parcel | SlimBrainError]):
     def __init__(self, windows: Windows) -> None:
         self.windows = windows
 
-    def __getitem__(self, samples: Sequence[Sample]) -> Parcel | SlimBrainError:
+    def __getitem__(self, samples: Sequence[Any]) -> Parcel | SlimBrainError:
         try:
-            views, raw = zip(*(self.windows[sample] for sample in samples), strict=True)
+            return Parcel.of(*self.windows.gather(samples))
         except SlimBrainError as error:
             return error
-        return Parcel.of(collate_views(views, self.windows.sizes), raw)
 
 
 def _make_room(size: int) -> Tensor:

@@ -28,7 +28,8 @@ class Start:
     """A training begins: all its passes and steps, and what the settings left to the preset.
 
     ``batch`` counts windows per step over all processes, ``warm_up`` steps, ``frames`` model
-    volumes per window; ``width`` is that of the embedding.
+    volumes per window; ``width`` is that of the embedding, ``kinds`` are the names of kinds of
+    loss.
     """
 
     passes: int
@@ -38,6 +39,7 @@ class Start:
     warm_up: int
     frames: int
     width: int
+    kinds: tuple[str, ...] = KINDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +66,7 @@ class Step:
         Counted from 1.
     loss : float
     kinds : tuple of float
-        Mean loss of each of `KINDS`.
+        Mean loss of each kind.
     rate, gradient_norm : float
         Learning rate; norm before clipping.
     momentum : float
@@ -211,15 +213,18 @@ class TensorBoard:
                 "setting off",
             ) from error
         self._writer: Any = SummaryWriter(str(folder), purge_step=first)
+        self._kinds: tuple[str, ...] = ()
 
     def write(self, event: Event) -> None:
         name = _NAMES[type(event)]
+        if isinstance(event, Start):
+            self._kinds = event.kinds
         place = event.pass_ if isinstance(event, Extract) else getattr(event, "step", 0)
         if isinstance(event, Alarm):
             self._writer.add_text(name, event.message, place)
         if isinstance(event, Probe):
             name = f"{name}_{event.name}"
-        for key, value in _list_numbers(event):
+        for key, value in _list_numbers(event, self._kinds):
             self._writer.add_scalar(f"{name}/{key}", value, place)
 
     def close(self) -> None:
@@ -365,9 +370,9 @@ def _with_nan(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def _list_numbers(event: Event) -> Iterator[tuple[str, float]]:
+def _list_numbers(event: Event, kinds: Sequence[str]) -> Iterator[tuple[str, float]]:
     for key, value in _fields(event).items():
-        if key == "kinds":
-            yield from ((f"kinds/{kind}", loss) for kind, loss in zip(KINDS, value, strict=True))
+        if key == "kinds" and not isinstance(event, Start):
+            yield from ((f"kinds/{kind}", loss) for kind, loss in zip(kinds, value, strict=True))
         elif isinstance(value, float) and not math.isnan(value):
             yield key, value

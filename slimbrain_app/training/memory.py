@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from slimbrain_app.settings import Pace, Preset
+from slimbrain_app.settings import Pace
 
 # GiB that a window takes in a training step: what autograd keeps of both encoders' and the
 # predictor's passes over the template's brain, as measured in bfloat16, twice that for whatever
 # else is alive at the peak.
 GIB_PER_WINDOW = {"tiny": 0.07, "base": 0.7, "official": 3.0}
+# A fine-tuning has gradients of all tokens, not of those that are seen; its one encoder is all.
+_WHOLE = 2.0
 # What float32 takes of bfloat16's, and what is left of it where activations are recomputed.
 _FLOAT32, _RECOMPUTED = 1.8, 0.35
 # Weights, gradients, two moments and the target encoder; torch itself.
@@ -31,7 +33,14 @@ class Load:
 
 
 def choose_load(
-    preset: Preset, share: int, precision: torch.dtype, gib: float, on_gpu: bool, pace: Pace
+    preset: str,
+    share: int,
+    precision: torch.dtype,
+    gib: float,
+    on_gpu: bool,
+    pace: Pace,
+    *,
+    whole: bool = False,
 ) -> Load:
     """Fill the memory at hand with windows, up to ``share`` of them.
 
@@ -44,8 +53,11 @@ def choose_load(
     on_gpu : bool
     pace : Pace
         What it states is not chosen.
+    whole : bool
+        Whether nothing of a window is hidden.
     """
     each = GIB_PER_WINDOW[preset] * (_FLOAT32 if precision == torch.float32 else 1)
+    each *= _WHOLE if whole else 1
     room = max(gib * _USED_SHARE - _GIB_BESIDE[preset], 0)
     most = share if on_gpu else min(share, _GOOD)
     recompute = pace.recompute

@@ -1,32 +1,27 @@
-"""A pretraining in its folder, and the training of its encoder.
-
-Everything of a training under way lies in ``checkpoints/`` inside the package's folder: the corpus
-as it was settled, the temporal extractor, the last checkpoint, the log. It goes once the package
-is whole.
-"""
+"""A pretraining in its folder, and the training of its encoder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from slimbrain_app.errors import REASONS, CallRefused
+from slimbrain_app.errors import CallRefused
 from slimbrain_app.model.batches import Batch
-from slimbrain_app.model.packages import CHECKPOINTS
 from slimbrain_app.records import Recording
 from slimbrain_app.settings import PretrainSettings
 from slimbrain_app.training.checkpoint import Identity, resume, write_checkpoint
 from slimbrain_app.training.corpus import Corpus, Item
 from slimbrain_app.training.design import Design, make_objective
 from slimbrain_app.training.distributed import Processes
+from slimbrain_app.training.folder import Tell, TrainingFolder, ending, locate, telling
 from slimbrain_app.training.loader import make_loader
-from slimbrain_app.training.log import Checkpoint, End, Event, Resume, Start, open_log
+from slimbrain_app.training.log import Checkpoint, Resume, Start
 from slimbrain_app.training.loop import train
 from slimbrain_app.training.memory import Load
 from slimbrain_app.training.optimiser import (
@@ -50,32 +45,13 @@ if TYPE_CHECKING:
 # Of people kept out: enough for a mean, few enough to cost little.
 _VALIDATION_WINDOWS = 64
 
-Tell = Callable[[Event], None]
-
 
 @dataclass(frozen=True, slots=True)
-class Pretraining:
-    """A pretraining in its folder, which will be the package's."""
+class Pretraining(TrainingFolder):
+    """A pretraining in its folder."""
 
-    folder: Path
     settings: PretrainSettings
     design: Design
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / CHECKPOINTS
-
-    @property
-    def manifest(self) -> Path:
-        return self.checkpoints / "corpus.json"
-
-    @property
-    def log(self) -> Path:
-        return self.checkpoints / "training.jsonl"
-
-    @property
-    def finished_log(self) -> Path:
-        return self.folder / self.log.name
 
     @property
     def extractor(self) -> Path:
@@ -84,10 +60,6 @@ class Pretraining:
     @property
     def extractor_state(self) -> Path:
         return self.checkpoints / "extractor.pt"
-
-    @property
-    def state(self) -> Path:
-        return self.checkpoints / "state.pt"
 
 
 def train_encoder(
@@ -127,17 +99,22 @@ def train_encoder(
     identity = Identity(settings=settings.fingerprint(), corpus=corpus.fingerprint)
     resumed = resume(pretraining.state, state, identity)
     shares = _list_shares(pretraining, corpus, processes, load, workers, state.done)
-    told = telling(pretraining, state.done, tell) if processes.first else nullcontext(tell)
-    with told as log, _ending(log, state, per_pass):
+    tensorboard = settings.pace.tensorboard
+    told = (
+        telling(pretraining, state.done, tensorboard, tell)
+        if processes.first
+        else nullcontext(tell)
+    )
+    with told as log, ending(log, state, per_pass):
 
         def save() -> None:
             write_checkpoint(pretraining.state, state, identity)
-            log(Checkpoint(**_place(state, per_pass)))
+            log(Checkpoint(**locate(state, per_pass)))
 
         supervisor.tell = log
         log(start)
         if resumed:
-            log(Resume(**_place(state, per_pass)))
+            log(Resume(**locate(state, per_pass)))
         if not train(state, shares, plan, processes, save, supervisor.end_step):
             raise _collapsed()
     return state.objective
@@ -150,18 +127,6 @@ def describe_origin(settings: PretrainSettings, recordings: Sequence[Recording])
         "settings": settings.fingerprint(),
         "recordings": hashlib.sha256(json.dumps(runs).encode()).hexdigest(),
     }
-
-
-@contextmanager
-def telling(pretraining: Pretraining, step: int | None, tell: Tell) -> Iterator[Tell]:
-    """Yield a function that logs an event and tells it; the log is cut as by `open_log`."""
-    with open_log(pretraining.log, step, pretraining.settings.pace.tensorboard) as write:
-
-        def log(event: Event) -> None:
-            write(event)
-            tell(event)
-
-        yield log
 
 
 def _make_plan(pretraining: Pretraining, steps: int, processes: Processes) -> Plan:
@@ -287,27 +252,6 @@ def _list_steps(
 
 def _name(item: Item, sample: Sample) -> str:
     return f"{item.recording.dataset}/{item.recording.run} at frame {sample.start}"
-
-
-@contextmanager
-def _ending(log: Tell, state: TrainingState, per_pass: int) -> Iterator[None]:
-    """Log how the block ends."""
-    try:
-        yield
-    except CallRefused as error:
-        log(
-            End(
-                **_place(state, per_pass),
-                finished=False,
-                reason=f"{REASONS[error.reason].meaning.capitalize()}.",
-            )
-        )
-        raise
-    log(End(**_place(state, per_pass), finished=True))
-
-
-def _place(state: TrainingState, per_pass: int) -> dict[str, Any]:
-    return {"step": state.done, "pass_": -(-state.done // per_pass)}
 
 
 def _collapsed() -> CallRefused:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from slimbrain_app.training.corpus import Item
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +49,15 @@ def draw_pass(items: Sequence[Item], windows_per_run: int, seed: int, pass_: int
     return [Sample(item, start, pass_, number) for number, (item, start) in enumerate(drawn)]
 
 
-def cut_steps(samples: Sequence[Sample], batch: int) -> list[Sequence[Sample]]:
-    """Cut a pass into steps of ``batch`` windows; the last one may have fewer."""
+def cut_steps(samples: Sequence[Read], batch: int) -> list[Sequence[Read]]:
+    """Cut a pass into steps of ``batch`` samples; the last one may have fewer."""
     return [samples[first : first + batch] for first in range(0, len(samples), batch)]
 
 
-def share_step(
-    step: Sequence[Sample], rank: int, ranks: int, at_once: int
-) -> list[Sequence[Sample]]:
+def share_step(step: Sequence[Read], rank: int, ranks: int, at_once: int) -> list[Sequence[Read]]:
     """Return what process ``rank`` of ``ranks`` reads of a step, at most ``at_once`` at a time.
 
-    All shares together are the step; they differ by at most one window, so that a last step of
-    fewer windows than processes leaves some with nothing.
+    All shares together are the step; they differ by at most one sample, so that a last step of
+    fewer samples than processes leaves some with nothing.
     """
     return cut_steps(step[rank::ranks], at_once)

@@ -16,6 +16,7 @@ from slimbrain_app.training.checkpoint import (
     write_content,
 )
 from slimbrain_app.training.corpus import Corpus, rank_corpus, split_people
+from slimbrain_app.training.folder import Tell, telling
 from slimbrain_app.training.log import Extract, pick, read_log
 from slimbrain_app.training.manifest import (
     Manifest,
@@ -23,7 +24,7 @@ from slimbrain_app.training.manifest import (
     require_same_runs,
     write_manifest,
 )
-from slimbrain_app.training.pretraining import Pretraining, Tell, describe_origin, telling
+from slimbrain_app.training.pretraining import Pretraining, describe_origin
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +113,8 @@ def _train_extractor(
     def save(state: dict[str, Any]) -> None:
         write_content(path, {**origin, "state": state})
 
-    with telling(pretraining, None if begun is None else 0, tell) as log:
+    tensorboard = pretraining.settings.pace.tensorboard
+    with telling(pretraining, None if begun is None else 0, tensorboard, tell) as log:
         extractor = train_extractor(
             recordings,
             pretraining.design.contract,

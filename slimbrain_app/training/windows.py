@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from slimbrain_app.model.batches import MaskedView, find_places, measure_fill
+from slimbrain_app.model.batches import (
+    Batch,
+    MaskedView,
+    collate_views,
+    find_places,
+    measure_fill,
+)
 from slimbrain_app.model.masking import draw_mask
 from slimbrain_app.model.presets import EncoderSizes
 from slimbrain_app.model.tokens import keep_brain, patch_columns, unroll
@@ -60,7 +66,7 @@ class RawWindow:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Source:
+class Source:
     """What all windows of a run share."""
 
     signal: NDArray[np.int8]
@@ -70,6 +76,73 @@ class _Source:
     kept: Tensor
     fill: Tensor
     places: Tensor
+
+
+class Reader:
+    """Reads windows of runs as they are stored.
+
+    Parameters
+    ----------
+    items : sequence of Item
+    contract : Contract
+    sizes : EncoderSizes
+    """
+
+    def __init__(self, items: Sequence[Item], contract: Contract, sizes: EncoderSizes) -> None:
+        # Every process that reads gets a copy: without what isn't read.
+        self.runs = [
+            replace(item.recording.prepared, displacement=None, checksums=(), notices=())
+            for item in items
+        ]
+        self.contract = contract
+        self.sizes = sizes
+        self._remembered: OrderedDict[int, Source] = OrderedDict()
+
+    def read(self, item: int, start: float) -> tuple[Source, RawWindow]:
+        """Return the window of an item's run that begins with a frame, and what is its run's."""
+        contract, source = self.contract, self._open(item)
+        weights, volumes = weigh_volumes(
+            self.runs[item], start, contract.frames, contract.frame_time
+        )
+        return source, RawWindow(
+            volumes=source.signal[volumes],
+            weights=weights.astype(np.float32),
+            units=source.units,
+            columns=source.columns,
+            rows=source.rows,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        left = {key: value for key, value in self.__dict__.items() if key != "_order"}
+        return left | {"_remembered": OrderedDict()}
+
+    @cached_property
+    def _order(self) -> Tensor:
+        return unroll(self.sizes, 0)
+
+    def _open(self, item: int) -> Source:
+        if item not in self._remembered:
+            self._remembered[item] = self._find_source(self.runs[item])
+        self._remembered.move_to_end(item)
+        if len(self._remembered) > _REMEMBERED:
+            self._remembered.popitem(last=False)
+        return self._remembered[item]
+
+    def _find_source(self, run: PreparedRun) -> Source:
+        mask = torch.from_numpy(mask_image(run))
+        voxels = torch.from_numpy(np.load(run.folder / "voxels.npy"))
+        kept = keep_brain(mask, self.sizes)
+        where = kept[0].flatten().nonzero()[:, 0]
+        return Source(
+            # As if it could be written to, since torch wants that; nobody does.
+            signal=np.asarray(np.load(run.folder / "signal.npy", mmap_mode="c")),
+            units=tuple(find_units(run, channel) for channel in self.contract.channels),
+            columns=patch_columns(voxels, self.sizes)[where].numpy(),
+            rows=_number_tokens(kept, self._order)[:, where].numpy(),
+            kept=kept,
+            fill=measure_fill(mask, self.sizes),
+            places=find_places(kept, self.sizes),
+        )
 
 
 class Windows(Dataset[tuple[MaskedView, RawWindow]]):
@@ -93,67 +166,26 @@ class Windows(Dataset[tuple[MaskedView, RawWindow]]):
         hide: Hide,
         seed: int,
     ) -> None:
-        # Every process that reads gets a copy: without what isn't read.
-        self.runs = [
-            replace(item.recording.prepared, displacement=None, checksums=(), notices=())
-            for item in items
-        ]
-        self.contract = contract
+        self.reader = Reader(items, contract, sizes)
         self.sizes = sizes
         self.hide = hide
         self.seed = seed
-        self._remembered: OrderedDict[int, _Source] = OrderedDict()
 
     def __getitem__(self, sample: Sample) -> tuple[MaskedView, RawWindow]:
-        run, contract = self.runs[sample.item], self.contract
-        source = self._open(sample.item)
-        weights, volumes = weigh_volumes(run, sample.start, contract.frames, contract.frame_time)
+        source, window = self.reader.read(sample.item, sample.start)
         mask = draw_mask(
             source.places,
             self.sizes.final_grid[0],
             self.hide,
             (self.seed, sample.pass_, sample.number),
-            run.folder.name,
+            self.reader.runs[sample.item].folder.name,
         )
-        return MaskedView(torch.empty(0), source.kept, source.fill, mask), RawWindow(
-            volumes=source.signal[volumes],
-            weights=weights.astype(np.float32),
-            units=source.units,
-            columns=source.columns,
-            rows=source.rows,
-        )
+        return MaskedView(torch.empty(0), source.kept, source.fill, mask), window
 
-    def __getstate__(self) -> dict[str, Any]:
-        left = {key: value for key, value in self.__dict__.items() if key != "_order"}
-        return left | {"_remembered": OrderedDict()}
-
-    @cached_property
-    def _order(self) -> Tensor:
-        return unroll(self.sizes, 0)
-
-    def _open(self, item: int) -> _Source:
-        if item not in self._remembered:
-            self._remembered[item] = self._find_source(self.runs[item])
-        self._remembered.move_to_end(item)
-        if len(self._remembered) > _REMEMBERED:
-            self._remembered.popitem(last=False)
-        return self._remembered[item]
-
-    def _find_source(self, run: PreparedRun) -> _Source:
-        mask = torch.from_numpy(mask_image(run))
-        voxels = torch.from_numpy(np.load(run.folder / "voxels.npy"))
-        kept = keep_brain(mask, self.sizes)
-        where = kept[0].flatten().nonzero()[:, 0]
-        return _Source(
-            # As if it could be written to, since torch wants that; nobody does.
-            signal=np.asarray(np.load(run.folder / "signal.npy", mmap_mode="c")),
-            units=tuple(find_units(run, channel) for channel in self.contract.channels),
-            columns=patch_columns(voxels, self.sizes)[where].numpy(),
-            rows=_number_tokens(kept, self._order)[:, where].numpy(),
-            kept=kept,
-            fill=measure_fill(mask, self.sizes),
-            places=find_places(kept, self.sizes),
-        )
+    def gather(self, samples: Sequence[Sample]) -> tuple[Batch, tuple[RawWindow, ...]]:
+        """Read several, side by side."""
+        views, windows = zip(*(self[sample] for sample in samples), strict=True)
+        return collate_views(views, self.sizes), windows
 
 
 def cut_patches(

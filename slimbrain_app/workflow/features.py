@@ -35,8 +35,13 @@ class RunFeatures:
     ----------
     recording : Recording
     embedding : array, (width,)
-    halves : array, (2, width), or (0, width)
-        Mean embeddings of the earlier and the later selected windows, where there are two.
+        The mean over views.
+    views : array, (views, width)
+        Best window first.
+    onsets : array, (views,)
+        In s.
+    starts : tuple of int
+        First frames, at model time, of the selected windows, best first.
     series : array, (volumes, parcels)
         Cleaned; without volumes if parcels were not asked for.
     summary : array, (2 parcels,)
@@ -47,10 +52,20 @@ class RunFeatures:
 
     recording: Recording
     embedding: NDArray[np.float32]
-    halves: NDArray[np.float32]
+    views: NDArray[np.float32]
+    onsets: NDArray[np.float64]
+    starts: tuple[int, ...]
     series: NDArray[np.float64]
     summary: NDArray[np.float64]
     confounds: tuple[str, ...]
+
+    @property
+    def halves(self) -> NDArray[np.float32]:
+        """Mean embeddings of the earlier and the later views, (2, width); (0, width) of one."""
+        if len(self.views) < 2:
+            return self.views[:0]
+        parts = np.array_split(self.views[np.argsort(self.onsets, kind="stable")], 2)
+        return np.stack([part.mean(axis=0) for part in parts])
 
     @property
     def motion(self) -> float:
@@ -95,11 +110,15 @@ class Describer:
         """
         parcels = self._keep_parcels(recording) if self.atlas else _NO_PARCELS
         whole = (recording.prepared.fingerprint, self.package.sha256, self.settings.fingerprint())
-        embedded = _keep(self._name(recording, "embedding", whole), partial(self._embed, recording))
+        embedded = _keep(
+            self._name(recording, "embeddings", whole), partial(self._embed, recording)
+        )
         return RunFeatures(
             recording=recording,
             embedding=np.asarray(embedded["mean"], np.float32),
-            halves=np.asarray(embedded["halves"], np.float32),
+            views=np.asarray(embedded["views"], np.float32),
+            onsets=np.asarray(embedded["onsets"], np.float64),
+            starts=tuple(int(start) for start in embedded["starts"]),
             series=np.asarray(parcels["series"], np.float64),
             summary=np.asarray(parcels["summary"], np.float64),
             confounds=tuple(str(name) for name in parcels["confounds"]),
@@ -130,10 +149,12 @@ class Describer:
             recording.run,
         )
         embedding = embed_run(prepared, ranked, package, settings.encode, self.device)
-        order = np.argsort(embedding.onsets, kind="stable")
-        parts = np.array_split(embedding.views[order], 2) if len(order) > 1 else []
-        halves = np.array([part.mean(axis=0) for part in parts], np.float32)
-        return {"mean": embedding.mean, "halves": halves.reshape(-1, len(embedding.mean))}
+        return {
+            "mean": embedding.mean,
+            "views": embedding.views,
+            "onsets": np.array(embedding.onsets),
+            "starts": np.array([window.start for window in ranked.selected]),
+        }
 
     def _read_parcels(self, recording: Recording) -> Arrays:
         assert self.atlas is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -17,6 +17,10 @@ from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation.comparison import MODEL, Judgement
 from slimbrain_app.evaluation.features import Fixed, average_runs
 from slimbrain_app.evaluation.finetuning import fit_heads
+from slimbrain_app.evaluation.outcomes import Outcome
+from slimbrain_app.evaluation.people import People
+from slimbrain_app.evaluation.split_file import TEST, Split
+from slimbrain_app.evaluation.tuning import Verdict, cut_parts, require_parts
 from slimbrain_app.files import lock
 from slimbrain_app.model.package_heads import Heads
 from slimbrain_app.model.packages import (
@@ -35,6 +39,11 @@ from slimbrain_app.workflow.group import Group, PeopleCall, Watch, gather_group
 
 RECORD = "finetuning.json"
 
+# Of the card.
+_MAKING = "linear models that read its embeddings. Its weights are as they were."
+_MEANING = """People were left out of everything that led to their prediction. The heads were then
+fitted to all of them but those of a test part."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneCall(PeopleCall):
@@ -48,20 +57,37 @@ class FinetuneCall(PeopleCall):
         name = self.settings.package_name or f"{Path(self.settings.model).name}-tuned"
         return self.output / "models" / name
 
+    def require_people(self, outcomes: Sequence[Outcome], people: People) -> None:
+        if self.settings.tune.by_gradient:
+            require_parts(outcomes, people, self.cut_parts(outcomes, people))
+
+    def cut_parts(self, outcomes: Sequence[Outcome], people: People) -> Split:
+        """Return the parts that a training by gradient has of people: those given, or drawn."""
+        tune = self.settings.tune
+        return people.split or cut_parts(
+            outcomes, people, tune.validation, tune.test, self.settings.seed
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Finetuned:
-    """What came of a fine-tuning. ``before`` if an earlier call had made the package."""
+    """What came of a fine-tuning. ``before`` if an earlier call had made the package.
+
+    ``verdicts`` are those of heads that were trained by gradient.
+    """
 
     package: Package
     heads: Heads | None
     notes: tuple[str, ...]
     refusals: tuple[Refusal, ...]
     before: bool
+    verdicts: tuple[Verdict, ...] = ()
 
 
 def carry_out(call: FinetuneCall, watch: Watch) -> Finetuned:
-    """Fit heads to everybody, once it is known how well they tell people left out.
+    """Fit heads, once it is known how well they tell people left out.
+
+    To everybody; or, where a split is given, to all of it but its test part.
 
     Raises
     ------
@@ -74,7 +100,7 @@ def carry_out(call: FinetuneCall, watch: Watch) -> Finetuned:
         name = f"models/{folder.name}"
         stack.enter_context(lock(call.output / "logs" / f"{folder.name}.lock", name))
         group = gather_group(call, watch, stack, atlas=None)
-        origin = _describe_origin(group, call.settings)
+        origin = describe_origin(group, call.settings)
         before = find_finished(folder, origin)
         if before is not None:
             return Finetuned(
@@ -83,15 +109,21 @@ def carry_out(call: FinetuneCall, watch: Watch) -> Finetuned:
         embeddings = average_runs(group.cohort.embeddings, group.cohort.owners)
         judgements = _judge(group, embeddings, call.settings, watch)
         scores = dict(_list_scores(judgements))
-        heads = fit_heads(embeddings, group.people, group.outcomes, scores, call.settings.seed)
+        fitted = _list_fitted(group.people)
+        heads = fit_heads(
+            embeddings, group.people, fitted, group.outcomes, scores, call.settings.seed
+        )
+        learnt = (
+            run.recording.prepared for run in group.runs if run.recording.participant in fitted
+        )
         package = add_heads(
             group.package,
             folder,
             heads,
-            card=_write_card(group.package, folder.name, heads),
+            card=write_card(group.package, folder.name, heads, _MAKING, _MEANING),
             records={
                 RECORD: json.dumps(origin, indent=2) + "\n",
-                SEEN: describe_seen((run.recording.prepared for run in group.runs), group.package),
+                SEEN: describe_seen(learnt, group.package),
             },
         )
     return Finetuned(
@@ -134,20 +166,27 @@ def _judge(
         yield from judge_outcome(outcome, features, group.people, settings, watch)
 
 
-def _describe_origin(group: Group, settings: FinetuneSettings) -> dict[str, object]:
+def describe_origin(group: Group, settings: FinetuneSettings) -> dict[str, object]:
     outcomes = {
         outcome.name: {
             label: str(value) for label, value in zip(outcome.people, outcome.values, strict=True)
         }
         for outcome in group.outcomes
     }
-    text = json.dumps(outcomes, sort_keys=True)
+    text, split = json.dumps(outcomes, sort_keys=True), group.people.split
     return {
         "weights": group.package.sha256,
         "settings": replace(settings, package_name=None).fingerprint(),
         "outcomes": sha256(text.encode()).hexdigest(),
+        "split": sha256(json.dumps(split and sorted(split.of.items())).encode()).hexdigest(),
         "runs": sorted(run.recording.prepared.fingerprint for run in group.runs),
     }
+
+
+def _list_fitted(people: People) -> frozenset[str]:
+    """Return whom heads are fitted to: everybody, or those of a split who are not to be tested."""
+    of = people.split.of if people.split else dict.fromkeys(people.labels, "")
+    return frozenset(label for label in people.labels if of.get(label, TEST) != TEST)
 
 
 def _list_scores(judgements: Iterable[Judgement]) -> Iterable[tuple[str, HeadScore]]:
@@ -167,8 +206,11 @@ def _list_scores(judgements: Iterable[Judgement]) -> Iterable[tuple[str, HeadSco
             )
 
 
-def _write_card(package: Package, name: str, heads: Heads) -> str:
-    """Return the card of the package that heads were put on, with what they tell."""
+def write_card(package: Package, name: str, heads: Heads, making: str, meaning: str) -> str:
+    """Return the card of the package that heads were put on, with what they tell.
+
+    ``making`` says what they are, ``meaning`` what their scores are.
+    """
     lines = "\n".join(
         f"| {head.outcome} | {head.people} | {_describe_score(head.score)} |"
         for head in heads.heads
@@ -176,7 +218,7 @@ def _write_card(package: Package, name: str, heads: Heads) -> str:
     own = (package.folder / CARD).read_text(encoding="utf-8").partition("\n")[2].strip()
     return f"""# {name}
 
-`{package.name}` with heads: linear models that read its embeddings. Its weights are as they were.
+`{package.name}` with heads: {making}
 
 ## Heads
 
@@ -184,9 +226,10 @@ def _write_card(package: Package, name: str, heads: Heads) -> str:
 | --- | --- | --- | --- | --- |
 {lines}
 
-People were left out of everything that led to their prediction. The heads were then fitted to all
-of them: `seen.json` tells their runs, and SlimBrain warns where it meets one. A prediction is no
-diagnosis. Compare with what functional connectivity tells before you use it: `--action evaluate`.
+{meaning}
+`seen.json` tells the runs that they were fitted to, and SlimBrain warns where it meets one. A
+prediction is no diagnosis. Compare with what functional connectivity tells before you use it:
+`--action evaluate`.
 
 ## The package below
 

@@ -49,6 +49,9 @@ class PeopleCall(Gathering):
 
     settings: EvaluateSettings
 
+    def require_people(self, outcomes: Sequence[Outcome], people: People) -> None:
+        """Refuse what else would keep the call from ending well, before anything is embedded."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Group:
@@ -81,7 +84,7 @@ def foresee_group(call: PeopleCall) -> tuple[CorpusPlan, tuple[str, ...]]:
     plan = plan_corpus(call.datasets, call.output, settings, package.contract)
     labels = {recording.participant for recording in plan.recordings}
     labels |= {todo.run.participant for todo in plan.todo}
-    return plan, _foresee_people(phenotype, sorted(labels), settings, _read_split(settings))
+    return plan, _foresee_people(call, phenotype, sorted(labels), _read_split(settings))
 
 
 def gather_group(call: PeopleCall, watch: Watch, stack: ExitStack, atlas: Atlas | None) -> Group:
@@ -116,7 +119,7 @@ def gather_group(call: PeopleCall, watch: Watch, stack: ExitStack, atlas: Atlas 
     refuse_twins(recordings)
     kept, seen, notes = _heed_seen(recordings, package, predict.seen)
     labels = sorted({recording.participant for recording in kept})
-    _foresee_people(phenotype, labels, settings, split)
+    _foresee_people(call, phenotype, labels, split)
     runs, undescribed = describe_runs(kept, describer, watch.count)
     people = _describe_people(phenotype, _average_motion(runs), settings, split)
     outcomes, told = take_outcomes(phenotype, predict.outcomes, people.labels, predict.kinds)
@@ -181,12 +184,13 @@ def _describe_people(
 
 
 def _foresee_people(
-    phenotype: Phenotype, labels: Sequence[str], settings: EvaluateSettings, split: Split | None
+    call: PeopleCall, phenotype: Phenotype, labels: Sequence[str], split: Split | None
 ) -> tuple[str, ...]:
     """Refuse tables that nobody can be judged by; return what is told of outcomes and the split."""
-    predict = settings.predict
+    predict = call.settings.predict
     outcomes, told = take_outcomes(phenotype, predict.outcomes, labels, predict.kinds)
-    people = _describe_people(phenotype, dict.fromkeys(labels, np.nan), settings, split)
+    people = _describe_people(phenotype, dict.fromkeys(labels, np.nan), call.settings, split)
+    call.require_people(outcomes, people)
     if split is None:
         return told
     notes = match_split(split, labels)

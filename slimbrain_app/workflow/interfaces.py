@@ -119,7 +119,9 @@ class Encode(Step):
             call.provenance.settings.encode,
             call.device,
         )
-        predictions = predict_by_package(call.package, embedding.mean, state.ranked.notices)
+        predictions = predict_by_package(
+            call.package, embedding.mean, embedding.views, state.ranked.notices
+        )
         return replace(state, embedding=embedding, predictions=predictions)
 
 

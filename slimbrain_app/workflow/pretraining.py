@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -32,10 +31,13 @@ from slimbrain_app.workflow.outcome import Page, list_sources, write_corpus
 from slimbrain_app.workflow.plan import list_software
 from slimbrain_app.workflow.preparing import Gathering, gather_runs
 from slimbrain_app.workflow.probing import Prober
-from slimbrain_app.workflow.resources import Limits, find_limits
-
-# Processes that read windows for one that trains: more don't help, a step takes longer.
-MOST_WORKERS = 8
+from slimbrain_app.workflow.resources import (
+    Limits,
+    count_threads,
+    count_workers,
+    find_limits,
+    share_limits,
+)
 
 
 class Watch(Protocol):
@@ -187,9 +189,8 @@ class _Conductor:
         call, first = self.call, self.processes.first
         corpus = self.corpus or read_manifest(call.pretraining.manifest).gather()
         limits = share_limits(find_limits(call.settings.compute))
-        workers = count_workers(call.settings, limits)
-        # No more than there are processors: threads that wait for their turn hold up all others.
-        torch.set_num_threads(max(1, min(limits.threads, limits.processes - workers)))
+        workers = count_workers(call.settings.pace, limits)
+        torch.set_num_threads(count_threads(limits, workers))
         with self._page(corpus) if first else nullcontext() as page:
             objective = train_encoder(
                 call.pretraining,
@@ -248,17 +249,6 @@ def group_refusals(refused: Sequence[Refused]) -> dict[str, list[Refusal]]:
     return dict(grouped)
 
 
-def share_limits(limits: Limits, environment: Mapping[str, str] = os.environ) -> Limits:
-    """Return what is left for each of the processes that train on this node."""
-    count = int(environment.get("LOCAL_WORLD_SIZE", "1"))
-    processes = max(1, limits.processes // count)
-    return Limits(
-        processes=processes,
-        threads=min(limits.threads, processes),
-        memory_gb=limits.memory_gb / count,
-    )
-
-
 def choose_own_load(call: GroupCall, processes: Processes, limits: Limits) -> Load:
     """Return how many windows this process holds at once."""
     settings, device = call.settings, processes.device
@@ -270,10 +260,3 @@ def choose_own_load(call: GroupCall, processes: Processes, limits: Limits) -> Lo
         device.type == "cuda",
         settings.pace,
     )
-
-
-def count_workers(settings: PretrainSettings, limits: Limits) -> int:
-    """Return how many processes read windows: all processors but the one that trains."""
-    if settings.pace.workers is not None:
-        return settings.pace.workers
-    return min(limits.processes - 1, MOST_WORKERS)

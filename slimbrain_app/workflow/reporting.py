@@ -15,6 +15,7 @@ from slimbrain_app.bids.outputs import (
     read_explanations,
     read_facts,
     read_predictions,
+    read_views,
     write_person,
 )
 from slimbrain_app.bids.status import write_status
@@ -69,15 +70,19 @@ def report_participant(
 def _predict_person(
     label: str, reported: Sequence[ReportedRun], runs: Sequence[Run], call: ParticipantCall
 ) -> tuple[Prediction, ...]:
-    """Predict, and write, from the mean embedding of all runs that these heads were read on."""
+    """Predict, and write, from the embeddings of all runs that these heads were read on."""
     told = [run for run in reported if run.predictions]
+    by_name = {run.name: run for run in runs}
+    sources = [by_name[run.name] for run in told]
     predictions: tuple[Prediction, ...] = ()
     if told:
         mean = np.stack([run.embedding for run in told]).mean(axis=0, dtype=np.float64)
+        views = None
+        if call.provenance.model.reads_views:
+            contract = call.package.contract
+            views = np.concatenate([read_views(call.output, run, contract) for run in sources])
         notices = [notice for run in told for notice in run.notices]
-        predictions = predict_by_package(call.package, mean, notices)
-    by_name = {run.name: run for run in runs}
-    sources = [by_name[run.name] for run in told]
+        predictions = predict_by_package(call.package, mean, views, notices)
     write_person(call.output, label, sources, predictions, call.provenance)
     return predictions
 

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimbrain_app.settings import Compute
+from slimbrain_app.settings import Compute, Pace
 
 CGROUP = Path("/sys/fs/cgroup")
 MAX_THREADS = 4
+# Processes that read windows for one that trains: more don't help, a step takes longer.
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +34,32 @@ def find_limits(
         threads=asked.omp_nthreads or min(processes, MAX_THREADS),
         memory_gb=asked.mem_gb or measure_memory(environment, cgroup),
     )
+
+
+def share_limits(limits: Limits, environment: Mapping[str, str] = os.environ) -> Limits:
+    """Return what is left for each of the processes that train on this node."""
+    count = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    processes = max(1, limits.processes // count)
+    return Limits(
+        processes=processes,
+        threads=min(limits.threads, processes),
+        memory_gb=limits.memory_gb / count,
+    )
+
+
+def count_workers(pace: Pace, limits: Limits) -> int:
+    """Return how many processes read windows: all processors but the one that trains."""
+    if pace.workers is not None:
+        return pace.workers
+    return min(limits.processes - 1, MOST_WORKERS)
+
+
+def count_threads(limits: Limits, workers: int) -> int:
+    """Return how many threads train beside so many processes that read.
+
+    No more than there are processors: threads that wait for their turn hold up all others.
+    """
+    return max(1, min(limits.threads, limits.processes - workers))
 
 
 def count_processors(environment: Mapping[str, str], cgroup: Path) -> int:

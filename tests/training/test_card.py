@@ -10,7 +10,7 @@ import pytest
 from slimbrain_app.model.monitors import Reading
 from slimbrain_app.model.packages import Config
 from slimbrain_app.model.presets import CONTRACTS, PRESETS
-from slimbrain_app.settings import Contract, Objective, Pace, PretrainSettings, Train
+from slimbrain_app.settings import Contract, Objective, PretrainPace, PretrainSettings, Train
 from slimbrain_app.training.card import Facts, Source, write_card
 from slimbrain_app.training.log import Alarm, Extract, Probe, Start, Step, Validation
 
@@ -108,7 +108,7 @@ def test_recipe_tells_what_matters_and_what_is_not_default():
         objective=Objective(name="mae"),
         contract=Contract(frame_time=2.0),
         train=Train(clip=0.25),
-        pace=Pace(workers=3),
+        pace=PretrainPace(workers=3),
     )
     card = write_card("mine", CONFIG, replace(FACTS, settings=settings))
     rows = dict(row for row in rows_of(card) if len(row) == 2)
