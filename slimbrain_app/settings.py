@@ -528,7 +528,9 @@ Settings = TypeVar(
     FinetuneSettings,
     TabulateSettings,
 )
-AnySettings = ParticipantSettings | PretrainSettings | EvaluateSettings | FinetuneSettings
+AnySettings = (
+    ParticipantSettings | PretrainSettings | EvaluateSettings | FinetuneSettings | TabulateSettings
+)
 
 
 def read_settings(

@@ -134,7 +134,7 @@ def _gather(
 
 
 def _tabulate(
-    options: argparse.Namespace, datasets: list[Path], _: list[str], terminal: Terminal
+    options: argparse.Namespace, datasets: list[Path], command: list[str], terminal: Terminal
 ) -> int:
     from slimbrain_app.settings import TabulateSettings
 
@@ -144,7 +144,7 @@ def _tabulate(
     from slimbrain_app.workflow.tabulating import TabulateCall
 
     (dataset,), output = datasets, options.output_dir.resolve()
-    call = TabulateCall(dataset=dataset, output=output, settings=settings)
+    call = TabulateCall(dataset=dataset, output=output, settings=settings, command=tuple(command))
     return tabulate(call, notices, terminal, dry_run=options.dry_run)
 
 

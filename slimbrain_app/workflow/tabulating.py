@@ -32,6 +32,7 @@ from slimbrain_app.errors import CallRefused, RunRefused
 from slimbrain_app.files import lock
 from slimbrain_app.records import Refusal
 from slimbrain_app.settings import TabulateSettings
+from slimbrain_app.workflow.running import LOGGER, open_logs
 
 _DAMAGED = "output-bad"
 _SHOWN = 5
@@ -44,6 +45,7 @@ class TabulateCall:
     dataset: Path
     output: Path
     settings: TabulateSettings
+    command: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -94,14 +96,21 @@ def make_tables(call: TabulateCall) -> Tables:
 
 
 def write_tables(call: TabulateCall, tables: Tables) -> None:
-    """Write the tables and the union of the status files.
+    """Write the tables, the union of the status files, and what the call started from.
 
     Raises
     ------
     RunRefused
         ``locked``
     """
-    with lock(call.output / "logs" / "tables.lock", "the tables"):
+    with (
+        lock(call.output / "logs" / "tables.lock", "the tables"),
+        open_logs(call.output, call.settings, call.command),
+    ):
+        for note in tables.notes:
+            LOGGER.info("%s", note)
+        for refusal in tables.damaged:
+            LOGGER.warning("%s: %s", refusal.run, refusal.message)
         tables.runs.write(call.output / RUNS)
         if tables.embeddings:
             tables.embeddings.write(call.output / EMBEDDINGS)

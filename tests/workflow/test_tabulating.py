@@ -14,7 +14,7 @@ import pytest
 from slimbrain_app.bids.status import write_status
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.records import Refusal, RunStatus
-from slimbrain_app.settings import Select, TabulateSettings
+from slimbrain_app.settings import Select, TabulateSettings, read_settings
 from slimbrain_app.workflow.tabulating import TabulateCall, make_tables, write_tables
 
 STEM = "desc-slimbrain"
@@ -123,6 +123,18 @@ def collect(output: Path, model: str | None = None, **select):
 def read(output: Path, name: str) -> list[dict[str, str]]:
     table = pd.read_csv(output / name, sep="\t", dtype=str, keep_default_na=False)
     return table.to_dict("records")
+
+
+def test_a_call_leaves_what_it_started_from_and_what_it_said(tmp_path):
+    output = tmp_path / "out"
+    embed(output, RUNS[0])
+    embed(output, RUNS[1]).write_text("")
+    call = replace(ask(output, model="tiny", tasks=("rest",)), command=("slimbrain", "group"))
+    write_tables(call, make_tables(call))
+    (logs,) = (path for path in (output / "logs").iterdir() if path.is_dir())
+    assert read_settings(TabulateSettings, logs / "slimbrain.toml", {}) == call.settings
+    assert (logs / "command.txt").read_text() == "slimbrain group\n"
+    assert RUNS[1] in (logs / "slimbrain.log").read_text()
 
 
 def read_runs(output):
