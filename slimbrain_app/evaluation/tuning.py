@@ -31,6 +31,7 @@ from slimbrain_app.evaluation.linear import (
     encode_classes,
     find_margin,
     fit_linear,
+    refuse_few,
 )
 from slimbrain_app.evaluation.metrics import Answers, list_metrics
 from slimbrain_app.evaluation.outcomes import Outcome
@@ -46,6 +47,8 @@ from slimbrain_app.training.lesson import Labels
 Floats = NDArray[np.float64]
 
 SCHEME = "test part"
+# Two in each part, to tell apart.
+_FEWEST = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,11 +67,18 @@ def cut_parts(
 
     Families are put in the order of their mean outcome, and every so many of them are taken.
     Whoever lacks the outcome is trained on, or goes with the family.
+
+    Raises
+    ------
+    CallRefused
+        ``too-few`` with fewer than six families.
     """
     first, draw = outcomes[0], np.random.default_rng(seed)
     family_of = dict(zip(people.labels, people.families or people.labels, strict=True))
     ranks = np.unique(first.values, return_inverse=True)[1]
     names, among = np.unique([family_of[one] for one in first.people], return_inverse=True)
+    if len(names) < _FEWEST:
+        raise refuse_few(first, "six people or more, of six families, for three parts")
     shuffled = draw.permutation(len(names))
     means = np.bincount(among, ranks) / np.bincount(among)
     order = shuffled[np.argsort(means[shuffled], kind="stable")]
