@@ -87,6 +87,23 @@ OTHERS = {
     "baseline.connectivity": ["tangent"],
     "baseline.motion": 24,
     "baseline.covariates": ["age"],
+    "tune.encoder": "lora",
+    "tune.head": "attentive",
+    "tune.validation": 0.2,
+    "tune.test": 0.2,
+    "tune.passes": 1,
+    "tune.patience": 1,
+    "tune.people": 2,
+    "tune.windows": 1,
+    "tune.rate": 0.1,
+    "tune.head_rate": 0.1,
+    "tune.last_rate": 0.1,
+    "tune.decay": 1.0,
+    "tune.rank": 2,
+    "tune.warm_up": 0.1,
+    "tune.weight_decay": 0.1,
+    "tune.clip": 2.0,
+    "tune.precision": "float32",
     "preset": "base",
     "package_name": "mine",
     "contract.frame_time": 2.0,
@@ -275,7 +292,8 @@ def list_bounds(kind: type, key: str) -> list[str]:
 
     schema = TypeAdapter(kind).json_schema()
     *tables, name = key.split(".")
-    owner = schema["$defs"][tables[0].capitalize()] if tables else schema
+    table = schema["properties"][tables[0]]["$ref"] if tables else ""
+    owner = schema["$defs"][table.rpartition("/")[2]] if tables else schema
     one = owner["properties"][name]
     choices = [one, *one.get("anyOf", ())]
     numbers = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
