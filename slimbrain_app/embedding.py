@@ -7,6 +7,7 @@ product depends on both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slimbrain_app.errors import CallRefused, RunRefused
-from slimbrain_app.records import Contract, Embedding, PreparedRun, RankedRun
+from slimbrain_app.records import Contract, Embedding, Notice, PreparedRun, RankedRun
 from slimbrain_app.settings import Encode
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from slimbrain_app.model.encoder import Encoder
     from slimbrain_app.model.packages import Package
+    from slimbrain_app.model.readout import Readout
+    from slimbrain_app.model.tokens import TokenTable
 
 # Frames to either side of a window's start: half the stride between windows.
 REACH = 10
@@ -31,6 +34,13 @@ REACH = 10
 BATCHES = {"cpu": 1, "cuda": 8, "mps": 4}
 # Values of tokens, of all views that several threads embed at once: about 1 GB on their way.
 _AT_ONCE = 12_000_000
+
+
+NO_COVARIANCE = Notice(
+    code="no-covariance",
+    message="which places move together can't be told: there are too few windows, or a place that "
+    "the model compares lies outside the brain mask",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +75,35 @@ def embed_run(
     RunRefused
         ``out-of-memory`` on a GPU that is too small or too full.
     """
-    from slimbrain_app.model.packages import load_encoder
+    from slimbrain_app.model.packages import load_encoder, load_readout
     from slimbrain_app.prepare.store import count_frames
 
     frames = count_frames(prepared, package.contract.frame_time)
     views = list_views(ranked, settings.views, frames, package.contract)
-    encoder = load_encoder(package, device)
-    rows = np.concatenate(list(embed_views(prepared, package.contract, encoder, views, device)))
+    encoder, readout = load_encoder(package, device), load_readout(package)
+    direction = None if readout is None else readout.direction
+    batches = encode_views(prepared, package.contract, encoder, views, device, direction)
+    rows, signals = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     return Embedding(
         views=rows,
         windows=tuple(view.window for view in views),
         onsets=tuple(view.onset for view in views),
         mean=rows.mean(axis=0, dtype=np.float64).astype(np.float32),
         device=device,
+        covariance=None if readout is None else _compare_places(readout, signals, ranked),
     )
+
+
+def _compare_places(
+    readout: Readout, signals: NDArray[np.float32], ranked: RankedRun
+) -> NDArray[np.float32] | None:
+    """Return which places move together; None where a run has too few windows, or lacks a place."""
+    from slimbrain_app.model.readout import FEWEST_WINDOWS, pool_covariance
+
+    lacking = np.isnan(signals[..., readout.places]).any()
+    if lacking or len(ranked.selected) < FEWEST_WINDOWS:
+        return None
+    return pool_covariance(readout, signals)
 
 
 def list_views(
@@ -163,7 +188,23 @@ def embed_views(
     views: tuple[View, ...],
     device: str,
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield embeddings batch by batch, each computed in the same shape."""
+    """Yield embeddings batch by batch, (views, width), each computed in the same shape."""
+    return (rows for rows, _ in encode_views(prepared, contract, encoder, views, device, None))
+
+
+def encode_views(
+    prepared: PreparedRun,
+    contract: Contract,
+    encoder: Encoder,
+    views: tuple[View, ...],
+    device: str,
+    direction: NDArray[np.float32] | None,
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Yield embeddings and signals batch by batch, each computed in the same shape.
+
+    Signals are (views, times, places) of the final grid, the product of each cell with a direction
+    (width,); NaN where there is no cell, and everywhere without a direction.
+    """
     import torch
 
     from slimbrain_app.model.tokens import build_table, gather_patches, keep_brain
@@ -180,18 +221,33 @@ def embed_views(
         frames = read_view(prepared, contract, view)
         return gather_patches(torch.from_numpy(frames).to(device), voxels, single)
 
-    def embed(batch: tuple[View, ...]) -> NDArray[np.float32]:
+    along = None if direction is None else torch.from_numpy(direction).to(device)
+
+    def embed(batch: tuple[View, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         with torch.inference_mode(), memory_refused(device):
             patches = [read(view) for view in batch]
             missing = size - len(patches)
-            embeddings = encoder(torch.cat(patches + patches[-1:] * missing), table)
-            rows: NDArray[np.float32] = embeddings[: len(patches)].cpu().numpy()
-            return rows
+            cells = encoder.encode_cells(torch.cat(patches + patches[-1:] * missing), table)
+            count = len(patches)
+            rows: NDArray[np.float32] = encoder.pool_cells(cells, table)[:count].cpu().numpy()
+            return rows, _take_signals(cells, table, along)[:count]
 
     batches = (views[first : first + size] for first in range(0, len(views), size))
     with single_threads() as threads:
         most = _AT_ONCE // (len(single.tokens) * encoder.sizes.width) if device == "cpu" else 1
         yield from map_in_order(embed, batches, max(1, min(threads, most)))
+
+
+def _take_signals(
+    cells: Tensor, table: TokenTable, direction: Tensor | None
+) -> NDArray[np.float32]:
+    """Return the signals of cells, (views, times, places)."""
+    grid, final = table.sizes.final_grid, table.levels[-1]
+    signals = cells.new_full((len(table.lengths), math.prod(grid)), math.nan)
+    if direction is not None:
+        signals[final.views, final.cells] = cells @ direction
+    taken: NDArray[np.float32] = signals.reshape(len(signals), grid[0], -1).cpu().numpy()
+    return taken
 
 
 @contextmanager

@@ -108,6 +108,7 @@ REASONS: Mapping[str, Reason] = {
     "constant-voxels": _warning("voxels inside the mask never change; they are set to zero"),
     "non-finite": _warning("single non-finite values were replaced by the voxel's mean"),
     "not-ranked": _warning("too few windows to compare: nothing was ranked"),
+    "no-covariance": _warning("which places move together can't be told of this run"),
     "seen-in-training": _warning("the model's weights were trained on this run, or chosen by it"),
     "tr-from-header": _warning("the repetition time comes from the NIfTI header alone"),
     "tr-disagrees": _warning("sidecar and header disagree on TR; the sidecar's is used"),

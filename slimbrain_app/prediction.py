@@ -23,12 +23,13 @@ Floats = NDArray[np.float64]
 def predict_by_package(
     package: Package,
     embedding: NDArray[np.floating],
-    views: NDArray[np.floating] | None,
     notices: Iterable[Notice],
+    views: NDArray[np.floating] | None = None,
+    covariance: NDArray[np.floating] | None = None,
 ) -> tuple[Prediction, ...]:
     """Return what a package's heads say of an embedding (width,); nothing if it has none.
 
-    ``views`` are as for `predict`, ``notices`` those of the runs that were embedded.
+    ``notices`` are those of the runs that were embedded, all else is as for `predict`.
     """
     from slimbrain_app.model.packages import load_heads
 
@@ -36,13 +37,14 @@ def predict_by_package(
     if heads is None:
         return ()
     seen = any(notice.code == "seen-in-training" for notice in notices)
-    return predict(heads, embedding, views, trained=package.trained, seen=seen)
+    return predict(heads, embedding, views, covariance, trained=package.trained, seen=seen)
 
 
 def predict(
     heads: Heads,
     embedding: NDArray[np.floating],
     views: NDArray[np.floating] | None = None,
+    covariance: NDArray[np.floating] | None = None,
     *,
     trained: bool,
     seen: bool,
@@ -56,6 +58,8 @@ def predict(
         Of a run; or of a person, the mean over runs.
     views : ndarray, shape (views, width), optional
         Of all of them. Only heads that pool by attention read them.
+    covariance : ndarray, shape (covariance width,), optional
+        As for the embedding. Heads that read it say nothing where it isn't there.
     trained : bool
         Whether the encoder's weights are.
     seen : bool
@@ -76,6 +80,10 @@ def predict(
             if views is None:
                 raise ValueError(f"head {head.outcome} reads views")
             read = (attention.weigh(views)[:, None] * views).sum(axis=0)
+        elif head.pooling == "covariance":
+            if covariance is None:
+                continue
+            read = np.asarray(covariance, np.float64)
         outputs = (weight.astype(np.float64) * read).sum(axis=1) + bias
         tell = _tell_number if head.kind == "number" else _tell_classes
         predictions += tell(head, outputs, flags)

@@ -259,6 +259,8 @@ class Embedding:
         The run's embedding: the mean over its views.
     device : str
         Where it was computed.
+    covariance : ndarray, float32, shape (covariance width,), or None
+        Which places move together, where the package has a readout and the run is long enough.
     """
 
     views: NDArray[np.float32]
@@ -266,6 +268,7 @@ class Embedding:
     onsets: tuple[float, ...]
     mean: NDArray[np.float32]
     device: str
+    covariance: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -307,8 +310,9 @@ class Head:
         Of a number.
     levels : mapping of str to str
         What each class means, where that is known.
-    pooling : {"mean", "attention"}
-        What it reads: the mean of embeddings; of views as they are, or each weighed by the head.
+    pooling : {"mean", "attention", "covariance"}
+        What it reads: the mean of embeddings; of views as they are, or each weighed by the head; or
+        which places move together.
     calibration : Calibration or None
         Of classes, found on people left out of the fit.
     margin : float or None
@@ -328,7 +332,7 @@ class Head:
     classes: tuple[str, ...] = ()
     units: str | None = None
     levels: Mapping[str, str] = field(default_factory=dict)
-    pooling: Literal["mean", "attention"] = "mean"
+    pooling: Literal["mean", "attention", "covariance"] = "mean"
     calibration: Calibration | None = None
     margin: float | None = None
     quantiles: tuple[float, ...] | None = None

@@ -341,6 +341,9 @@ class Predict:
     site, family : str or None
         Columns. The site is found by its usual names if None; the people of one family are on the
         same side of each split.
+    pooling : {"mean", "covariance"} or None
+        What of a run tells: its mean embedding, or which places move together. None for the latter
+        where the package can tell it and no encoder is trained.
     seen : {"refuse", "leave-out", "keep"}
         What becomes of people that the package's weights were trained on, or chosen by.
     """
@@ -352,6 +355,7 @@ class Predict:
     kinds: Mapping[str, Literal["class", "number"]] = field(default_factory=dict)
     site: str | None = None
     family: str | None = None
+    pooling: Literal["mean", "covariance"] | None = None
     seen: Literal["refuse", "leave-out", "keep"] = "refuse"
 
 

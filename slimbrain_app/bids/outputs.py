@@ -96,6 +96,8 @@ def write_run(
         _copy_folder(prepared.folder, output / name_output(run, contract, "prepared", ""))
     if not predictions:
         _remove_table(output, name_output(run, contract, "predictions", ".tsv"))
+    if embedding.covariance is None:
+        _remove_table(output, name_output(run, contract, "embeddings", ".tsv", stat="covariance"))
     content |= _write_explanations(output, run, mask, explanations, provenance)
     for name, table in _tabulate(run, ranked, embedding, predictions, provenance):
         write_table(output / name, table)
@@ -149,6 +151,18 @@ def read_views(output: Path, run: Run, contract: Contract) -> NDArray[np.float32
 
     table = pd.read_csv(output / name_output(run, contract, "embeddings", ".tsv"), sep="\t")
     return table.filter(regex=r"^e\d+$").to_numpy(np.float32)
+
+
+def read_covariance(output: Path, run: Run, contract: Contract) -> NDArray[np.float32] | None:
+    """Return which places of a run move together, (width,), from its table; None without one."""
+    import numpy as np
+    import pandas as pd
+
+    name = name_output(run, contract, "embeddings", ".tsv", stat="covariance")
+    if not (output / name).exists():
+        return None
+    row: NDArray[np.float32] = pd.read_csv(output / name, sep="\t").to_numpy(np.float32)[0]
+    return row
 
 
 def read_predictions(path: Path) -> tuple[Prediction, ...]:
@@ -299,6 +313,11 @@ def _tabulate(
 
     if predictions:
         yield name_output(run, contract, "predictions", ".tsv"), _tabulate_predictions(predictions)
+
+    if embedding.covariance is not None:
+        columns = [f"c{i:04d}" for i in range(embedding.covariance.size)]
+        row = pd.DataFrame(embedding.covariance.astype(np.float64)[None], columns=columns)
+        yield name_output(run, contract, "embeddings", ".tsv", stat="covariance"), row
 
     mean = pd.DataFrame(embedding.mean.astype(np.float64)[None], columns=names)
     yield name_output(run, contract, "embeddings", ".tsv", stat="mean"), mean

@@ -30,6 +30,12 @@ MASK: Mapping[str, Any] = {
     "Description": "Brain voxels that were encoded, on the model grid",
     "Type": "Brain",
 }
+COVARIANCE: dict[str, Any] = {
+    "Description": "Which places of the encoder's final grid move together: the covariance of "
+    "their signals over all frames of selected windows, in the tangent space of the people that "
+    "the package was trained on; its upper triangle by rows, off the diagonal times the square "
+    "root of 2"
+}
 ATTRIBUTION: Mapping[str, Any] = {
     "Description": "What each voxel adds to outputs of linear heads, over the same brain standing "
     "still: integrated gradients, summed over frames, mean over views; a volume for each of Maps",
@@ -91,6 +97,9 @@ def describe_columns(columns: Iterable[str], heads: Sequence[Head] = ()) -> dict
 
     ``heads`` are those that the columns of predictions are made by.
     """
+    columns = list(columns)
+    if columns[0] == "c0000":  # Thousands, of one kind.
+        return COVARIANCE
     more = _describe_predictions(heads)
     return {
         column: {**(COLUMNS.get(column) or _describe_dimension(column)), **more.get(column, {})}

@@ -33,6 +33,9 @@ class Cohort:
     owners : array, (runs,)
         The person of each run, counted from 0 in the order of `People`.
     embeddings : array, (runs, width)
+        Means.
+    covariances : array, (runs, covariance width), or None
+        What tells instead of them, if so.
     series : sequence of array, (volumes, parcels)
         Of each run, cleaned.
     summaries : array, (runs, 2 parcels)
@@ -40,8 +43,21 @@ class Cohort:
 
     owners: Integers
     embeddings: NDArray[np.floating]
+    covariances: NDArray[np.floating] | None
     series: Sequence[Floats]
     summaries: Floats
+
+    @property
+    def means(self) -> Floats:
+        """The mean embedding of each person, (people, width)."""
+        return average_runs(self.embeddings, self.owners)
+
+    @property
+    def told_by(self) -> Floats:
+        """What the model tells people by, a row each."""
+        if self.covariances is None:
+            return self.means
+        return average_runs(self.covariances, self.owners)
 
 
 def list_features(
@@ -56,7 +72,9 @@ def list_features(
     What covariates tell alone leaves the outcome itself out of them.
     """
     common = find_common(cohort.series)
-    features: dict[str, Features] = {MODEL: Fixed(average_runs(cohort.embeddings, cohort.owners))}
+    features: dict[str, Features] = {MODEL: Fixed(cohort.told_by)}
+    if cohort.covariances is not None:
+        features[f"{MODEL}, mean"] = Fixed(cohort.means)
     for kind in kinds:
         features[f"connectivity, {kind}"] = _connect(cohort, kind, common)
     usable = np.concatenate([common, common])

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimbrain_app.errors import CallRefused
+from slimbrain_app.evaluation.cohort import Cohort
 from slimbrain_app.evaluation.judging import INNER_FOLDS
 from slimbrain_app.evaluation.linear import LinearModel, encode_classes, fit_linear
 from slimbrain_app.evaluation.outcomes import Outcome
@@ -18,10 +19,11 @@ from slimbrain_app.prediction import fit_reference
 from slimbrain_app.records import Calibration, Head, HeadScore
 
 Floats = NDArray[np.float64]
+Pooling = Literal["mean", "attention", "covariance"]
 
 
 def fit_heads(
-    embeddings: Floats,
+    cohort: Cohort,
     people: People,
     fitted: Container[str],
     outcomes: Sequence[Outcome],
@@ -32,8 +34,7 @@ def fit_heads(
 
     Parameters
     ----------
-    embeddings : array, (people, width)
-        In the order of `People`.
+    cohort : Cohort
     people : People
     fitted : container of str
         Labels of those to fit to.
@@ -56,22 +57,25 @@ def fit_heads(
             found=f"{len(known)}",
             advice="take more people",
         )
+    told_by = cohort.told_by
+    pooling: Pooling = "mean" if cohort.covariances is None else "covariance"
     heads, weights, biases = [], {}, {}
     for outcome in outcomes:
         classes = [str(value) for value in outcome.classes] if outcome.kind == "class" else []
         own = np.flatnonzero([label in fitted for label in outcome.people])
         coded = encode_classes(outcome).take(own)
         rows = people.find(coded.people)
-        model = fit_linear(embeddings[rows], coded, len(classes), INNER_FOLDS, seed)
+        model = fit_linear(told_by[rows], coded, len(classes), INNER_FOLDS, seed)
         weight, bias = fold_priors(model)
         weights[outcome.name] = weight.astype(np.float32)
         biases[outcome.name] = bias.astype(np.float32)
-        heads.append(describe_head(outcome, model, len(rows), classes, scores.get(outcome.name)))
+        score = scores.get(outcome.name)
+        heads.append(describe_head(outcome, model, len(rows), classes, score, pooling))
     return Heads(
         heads=tuple(heads),
         weights=weights,
         biases=biases,
-        reference=fit_reference(embeddings[known]),
+        reference=fit_reference(cohort.means[known]),
     )
 
 
@@ -81,7 +85,7 @@ def describe_head(
     people: int,
     classes: Sequence[str],
     score: HeadScore | None,
-    pooling: Literal["mean", "attention"] = "mean",
+    pooling: Pooling = "mean",
 ) -> Head:
     """Return what is to be known of a head.
 

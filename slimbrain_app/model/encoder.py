@@ -134,7 +134,13 @@ class Encoder(nn.Module):
         Tensor, shape (views, embedding width)
             Mean over a view's final cells, then LayerNorm.
         """
-        cells = self.encode_cells(patches, table)
+        return self.pool_cells(self.encode_cells(patches, table), table)
+
+    def pool_cells(self, cells: Tensor, table: TokenTable) -> Tensor:
+        """Return the embeddings of views, given their final cells as `encode_cells` returns them.
+
+        For what reads the cells, too.
+        """
         views = torch.split(cells.to(self.encoder_norm.weight.dtype), list(table.lengths))
         embeddings: Tensor = self.encoder_norm(torch.stack([view.mean(0) for view in views]))
         return embeddings

@@ -93,13 +93,15 @@ class Heads:
     attention: Mapping[str, Attention] = field(default_factory=dict)
 
 
-def write_heads(folder: Path, heads: Heads, width: int) -> None:
+def write_heads(folder: Path, heads: Heads, width: int, covariance: int = 0) -> None:
     """Write both files into a folder that nobody reads yet.
+
+    Widths are those of embeddings and of covariances, as for `read_heads`.
 
     Raises
     ------
     ValueError
-        If they do not fit together, or to embeddings of ``width`` values, or are not finite.
+        If they do not fit together, or to these widths, or are not finite.
     """
     from safetensors.numpy import save
 
@@ -115,7 +117,8 @@ def write_heads(folder: Path, heads: Heads, width: int) -> None:
         "reference.precision": heads.reference.precision,
         "reference.limit": np.array([heads.reference.limit]),
     }
-    if {name: values.shape for name, values in tensors.items()} != _list_shapes(heads.heads, width):
+    shapes = _list_shapes(heads.heads, width, covariance)
+    if {name: values.shape for name, values in tensors.items()} != shapes:
         raise ValueError("the shapes of the heads are not those of their outcomes and the encoder")
     if not all(np.isfinite(values).all() for values in tensors.values()):
         raise ValueError("the heads are not finite")
@@ -124,8 +127,15 @@ def write_heads(folder: Path, heads: Heads, width: int) -> None:
     write_part(folder / HEADS, [asdict(head) for head in heads.heads])
 
 
-def read_heads(folder: Path, width: int) -> Heads:
-    """Read the heads of a package whose embeddings have ``width`` values.
+def read_heads(folder: Path, width: int, covariance: int = 0) -> Heads:
+    """Read the heads of a package.
+
+    Parameters
+    ----------
+    width : int
+        Of its embeddings.
+    covariance : int
+        Of its covariances; 0 where it has no readout.
 
     Raises
     ------
@@ -140,7 +150,8 @@ def read_heads(folder: Path, width: int) -> Heads:
     if not outcomes or len(set(outcomes)) < len(outcomes):
         found = ", ".join(outcomes) or "none"
         raise refuse_part(folder / HEADS, "a head for each of its outcomes", found)
-    check_shapes(file, _list_shapes(described, width), f"what {HEADS} calls for", ["F32"])
+    shapes = _list_shapes(described, width, covariance)
+    check_shapes(file, shapes, f"what {HEADS} calls for", ["F32"])
     tensors = load_file(file)
     if bad := [name for name, values in tensors.items() if not np.isfinite(values).all()]:
         raise refuse_part(file, "finite numbers", f"others in {', '.join(sorted(bad))}")
@@ -161,14 +172,17 @@ def read_heads(folder: Path, width: int) -> Heads:
     )
 
 
-def _list_shapes(heads: tuple[Head, ...], width: int) -> dict[str, tuple[int, ...]]:
+def _list_shapes(
+    heads: tuple[Head, ...], width: int, covariance: int
+) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
         "reference.mean": (width,),
         "reference.precision": (width, width),
         "reference.limit": (1,),
     }
     for head in heads:
-        shapes[f"{head.outcome}.weight"] = (head.outputs, width)
+        read = covariance if head.pooling == "covariance" else width
+        shapes[f"{head.outcome}.weight"] = (head.outputs, read)
         shapes[f"{head.outcome}.bias"] = (head.outputs,)
         if head.pooling == "attention":
             shapes[f"{head.outcome}.map"] = (ATTENTION_WIDTH, width)

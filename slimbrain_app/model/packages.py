@@ -5,6 +5,7 @@
     NAME/
     ├── model.safetensors       the encoder
     ├── extractor.safetensors   the temporal extractor, where there is one
+    ├── readout.safetensors     which places move together, where that is read
     ├── heads.safetensors       what maps embeddings to outcomes, where there is something
     ├── heads.json              which outcomes, and how well
     ├── config.json             preset, sizes, contract, whether trained
@@ -21,6 +22,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,6 +54,7 @@ from slimbrain_app.model.parts import (
     write_part,
 )
 from slimbrain_app.model.presets import CONTRACTS, PRESETS, EncoderSizes
+from slimbrain_app.model.readout import READOUT, Readout, read_readout, write_readout
 from slimbrain_app.records import Contract, Head, ModelIdentity, Notice, PreparedRun
 
 MODEL = "model.safetensors"
@@ -114,6 +117,10 @@ class Package:
         return self.config.extractor is not None
 
     @property
+    def has_readout(self) -> bool:
+        return (self.folder / READOUT).exists()
+
+    @property
     def identity(self) -> ModelIdentity:
         return ModelIdentity(
             name=self.name,
@@ -160,6 +167,7 @@ def load_package(name_or_folder: str | Path, search: Sequence[Path] = ()) -> Pac
         sha256=digest_package(digests),
         config=config,
     )
+    load_readout(package)
     heads = load_heads(package)
     return replace(package, heads=heads.heads) if heads else package
 
@@ -192,7 +200,25 @@ def load_heads(package: Package) -> Heads | None:
     """
     if not (package.folder / HEADS).exists():
         return None
-    return read_heads(package.folder, package.config.encoder.embedding_width)
+    readout = load_readout(package)
+    return read_heads(
+        package.folder, package.config.encoder.embedding_width, readout.width if readout else 0
+    )
+
+
+def load_readout(package: Package) -> Readout | None:
+    """Return the package's readout of covariance, or None if it has none.
+
+    Raises
+    ------
+    CallRefused
+        ``package-bad``.
+    """
+    if not package.has_readout:
+        return None
+    sizes = package.config.encoder
+    times, *space = sizes.final_grid
+    return read_readout(package.folder, sizes.embedding_width, times, math.prod(space))
 
 
 def save_package(
@@ -201,6 +227,7 @@ def save_package(
     encoder: Encoder,
     extractor: TemporalExtractor | None = None,
     *,
+    readout: Readout | None = None,
     heads: Heads | None = None,
     card: str,
     records: Mapping[str, str] | None = None,
@@ -219,6 +246,8 @@ def save_package(
         Its sizes must be those of the networks.
     encoder : Encoder
     extractor : TemporalExtractor, optional
+    readout : Readout, optional
+        Of this encoder.
     heads : Heads, optional
     card : str
         Markdown for people: origin, licence, what the package is not for.
@@ -238,7 +267,7 @@ def save_package(
     if config.encoder != encoder.sizes or config.extractor != (extractor and extractor.sizes):
         raise ValueError("the sizes in the configuration are not those of the networks")
     texts = {CARD: card, **(records or {})}
-    taken = {*networks, HEADS, HEAD_WEIGHTS, CONFIG, CHECKSUMS}
+    taken = {*networks, READOUT, HEADS, HEAD_WEIGHTS, CONFIG, CHECKSUMS}
     if len(texts) <= len(records or {}) or texts.keys() & taken:
         raise ValueError("a record has the name of another part of the package")
     _check_replaceable(folder)
@@ -246,8 +275,11 @@ def save_package(
     with whole_folder(training / "package" if training.is_dir() else folder) as temporary:
         for name, network in networks.items():
             _save_weights(network, temporary / name, dtype)
+        if readout is not None:
+            write_readout(temporary, readout)
         if heads is not None:
-            write_heads(temporary, heads, config.encoder.embedding_width)
+            width = config.encoder.embedding_width
+            write_heads(temporary, heads, width, readout.width if readout else 0)
         write_part(temporary / CONFIG, asdict(config))
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
@@ -285,9 +317,10 @@ def copy_package(
     *,
     caution: str | None = None,
     card: str | None = None,
+    readout: Readout | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Package:
-    """Write a package anew: with another caution or card, or in another precision.
+    """Write a package anew: with another caution, card or readout, or in another precision.
 
     Raises
     ------
@@ -299,6 +332,7 @@ def copy_package(
         replace(package.config, caution=caution or package.config.caution),
         load_encoder(package),
         load_extractor(package),
+        readout=readout or load_readout(package),
         heads=load_heads(package),
         card=(package.folder / CARD).read_text(encoding="utf-8") if card is None else card,
         records=_read_records(package),
@@ -320,7 +354,8 @@ def add_heads(
     Parameters
     ----------
     encoder : Encoder, optional
-        One that was trained with these heads, in the place of the package's own.
+        One that was trained with these heads, in the place of the package's own; its cells have no
+        readout.
     records : mapping of str to str
         Text files, which replace those of the same name.
 
@@ -334,6 +369,7 @@ def add_heads(
         replace(package.config, trained=True) if encoder else package.config,
         encoder or load_encoder(package),
         load_extractor(package),
+        readout=None if encoder else load_readout(package),
         heads=heads,
         card=card,
         records={**_read_records(package), **records},

@@ -22,6 +22,7 @@ from slimbrain_app.training.card import Facts, Source, write_card
 from slimbrain_app.training.corpus import Corpus
 from slimbrain_app.training.log import read_log
 from slimbrain_app.training.pretraining import Pretraining, describe_origin
+from slimbrain_app.training.readout import fit_readout
 
 if TYPE_CHECKING:
     from slimbrain_app.model.extractor import TemporalExtractor
@@ -95,11 +96,14 @@ def publish(
     shutil.copyfile(pretraining.log, pretraining.finished_log)
     origin = json.dumps(describe_origin(settings, recordings), indent=2) + "\n"
     seen = describe_seen(recording.prepared for recording in recordings)
+    device = next(objective.parameters()).device
+    readout = fit_readout(objective.trained, corpus.train, design.contract, device)
     return save_package(
         folder,
         config,
         objective.trained.cpu(),
         extractor,
+        readout=readout,
         card=write_card(folder.name, config, facts),
         records={RECORD: origin, SEEN: seen},
     )

@@ -19,6 +19,7 @@ from slimbrain_app.evaluation.atlas import Atlas
 from slimbrain_app.evaluation.connectivity import clean_series, read_parcels, summarise_parcels
 from slimbrain_app.files import sha256_of, whole_file
 from slimbrain_app.model.packages import Package, load_extractor
+from slimbrain_app.model.readout import FEWEST_WINDOWS
 from slimbrain_app.prepare.confounds import read_nuisance
 from slimbrain_app.ranking import rank_run
 from slimbrain_app.records import Recording, Refusal
@@ -42,6 +43,8 @@ class RunFeatures:
         In s.
     starts : tuple of int
         First frames, at model time, of the selected windows, best first.
+    covariance : array, (covariance width,)
+        Which places move together; empty where that isn't known.
     series : array, (volumes, parcels)
         Cleaned; without volumes if parcels were not asked for.
     summary : array, (2 parcels,)
@@ -55,6 +58,7 @@ class RunFeatures:
     views: NDArray[np.float32]
     onsets: NDArray[np.float64]
     starts: tuple[int, ...]
+    covariance: NDArray[np.float32]
     series: NDArray[np.float64]
     summary: NDArray[np.float64]
     confounds: tuple[str, ...]
@@ -83,6 +87,8 @@ class Describer:
     package : Package
     settings : ParticipantSettings
         Of the embedding.
+    pooling : {"mean", "covariance"}
+        What is wanted of a run, besides.
     device : str
     atlas : Atlas or None
         None where parcels are not asked for.
@@ -95,6 +101,7 @@ class Describer:
 
     package: Package
     settings: ParticipantSettings
+    pooling: Literal["mean", "covariance"]
     device: str
     atlas: Atlas | None
     motion: Literal[6, 24]
@@ -106,19 +113,23 @@ class Describer:
         Raises
         ------
         RunRefused
-            ``too-short`` or ``bad-confounds`` from its parcels; ``out-of-memory``.
+            ``too-short`` or ``bad-confounds`` from its parcels; ``out-of-memory``; ``too-short`` or
+            ``low-coverage`` where its covariance is wanted and can't be told.
         """
         parcels = self._keep_parcels(recording) if self.atlas else _NO_PARCELS
         whole = (recording.prepared.fingerprint, self.package.sha256, self.settings.fingerprint())
         embedded = _keep(
             self._name(recording, "embeddings", whole), partial(self._embed, recording)
         )
+        if self.pooling == "covariance" and not embedded["covariance"].size:
+            raise _refuse_covariance(recording, len(embedded["starts"]))
         return RunFeatures(
             recording=recording,
             embedding=np.asarray(embedded["mean"], np.float32),
             views=np.asarray(embedded["views"], np.float32),
             onsets=np.asarray(embedded["onsets"], np.float64),
             starts=tuple(int(start) for start in embedded["starts"]),
+            covariance=np.asarray(embedded["covariance"], np.float32),
             series=np.asarray(parcels["series"], np.float64),
             summary=np.asarray(parcels["summary"], np.float64),
             confounds=tuple(str(name) for name in parcels["confounds"]),
@@ -154,6 +165,7 @@ class Describer:
             "views": embedding.views,
             "onsets": np.array(embedding.onsets),
             "starts": np.array([window.start for window in ranked.selected]),
+            "covariance": np.array([] if embedding.covariance is None else embedding.covariance),
         }
 
     def _read_parcels(self, recording: Recording) -> Arrays:
@@ -179,6 +191,19 @@ _NO_PARCELS: Arrays = {
     "summary": np.empty(0),
     "confounds": np.empty(0, str),
 }
+
+
+def _refuse_covariance(recording: Recording, windows: int) -> RunRefused:
+    short = windows < FEWEST_WINDOWS
+    return RunRefused(
+        "too-short" if short else "low-coverage",
+        file=recording.run,
+        expected=f"{FEWEST_WINDOWS} windows or more"
+        if short
+        else "brain in all places that the model compares",
+        found=f"{windows}" if short else "some outside the mask",
+        advice='set predict.pooling to "mean" in a --config file, or leave the run out',
+    )
 
 
 def describe_runs(

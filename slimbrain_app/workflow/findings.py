@@ -12,7 +12,6 @@ import pandas as pd
 from slimbrain_app.embedding import choose_device
 from slimbrain_app.evaluation.comparison import MODEL, Judgement
 from slimbrain_app.evaluation.connectivity import describe_cleaning
-from slimbrain_app.evaluation.features import average_runs
 from slimbrain_app.evaluation.judging import INNER_FOLDS, Score
 from slimbrain_app.evaluation.map import map_people, tabulate_people
 from slimbrain_app.evaluation.metrics import DRAWS, list_metrics
@@ -40,7 +39,7 @@ def gather_findings(
 ) -> Findings:
     """Gather what the page of an evaluation tells."""
     settings, model = call.settings, group.package.identity
-    laid = map_people(average_runs(group.cohort.embeddings, group.cohort.owners))
+    laid = map_people(group.cohort.means)
     own = [one for one in judgements if one.features == MODEL]
     software = {**list_software(), **{name: version(name) for name in _JUDGES}}
     people = group.people

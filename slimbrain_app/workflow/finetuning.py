@@ -8,14 +8,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from slimbrain_app.bids.dataset import open_output
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation.comparison import MODEL, Judgement
-from slimbrain_app.evaluation.features import Fixed, average_runs
+from slimbrain_app.evaluation.features import Fixed
 from slimbrain_app.evaluation.finetuning import fit_heads
 from slimbrain_app.evaluation.outcomes import Outcome
 from slimbrain_app.evaluation.people import People
@@ -56,6 +54,20 @@ class FinetuneCall(PeopleCall):
         """Where the new package goes."""
         name = self.settings.package_name or f"{Path(self.settings.model).name}-tuned"
         return self.output / "models" / name
+
+    def choose_pooling(self, package: Package) -> Literal["mean", "covariance"]:
+        """As of any call; but a training by gradient knows means of views only."""
+        if not self.settings.tune.by_gradient:
+            return PeopleCall.choose_pooling(self, package)
+        if self.settings.predict.pooling == "covariance":
+            raise CallRefused(
+                "usage",
+                expected="a linear head on a frozen encoder, since predict.pooling is covariance",
+                found=f"tune.encoder {self.settings.tune.encoder}, tune.head "
+                f"{self.settings.tune.head}",
+                advice="leave one of these out",
+            )
+        return "mean"
 
     def require_people(self, outcomes: Sequence[Outcome], people: People) -> None:
         if self.settings.tune.by_gradient:
@@ -106,12 +118,11 @@ def carry_out(call: FinetuneCall, watch: Watch) -> Finetuned:
             return Finetuned(
                 package=before, heads=None, notes=group.notes, refusals=group.refusals, before=True
             )
-        embeddings = average_runs(group.cohort.embeddings, group.cohort.owners)
-        judgements = _judge(group, embeddings, call.settings, watch)
+        judgements = _judge(group, call.settings, watch)
         scores = dict(_list_scores(judgements))
         fitted = _list_fitted(group.people)
         heads = fit_heads(
-            embeddings, group.people, fitted, group.outcomes, scores, call.settings.seed
+            group.cohort, group.people, fitted, group.outcomes, scores, call.settings.seed
         )
         learnt = (
             run.recording.prepared for run in group.runs if run.recording.participant in fitted
@@ -156,12 +167,10 @@ def find_finished(folder: Path, origin: dict[str, object]) -> Package | None:
     return load_package(folder)
 
 
-def _judge(
-    group: Group, embeddings: NDArray[np.float64], settings: FinetuneSettings, watch: Watch
-) -> Iterator[Judgement]:
+def _judge(group: Group, settings: FinetuneSettings, watch: Watch) -> Iterator[Judgement]:
     """Judge the model alone, without permutations."""
     settings = replace(settings, judge=replace(settings.judge, permutations=0))
-    features = {MODEL: Fixed(embeddings)}
+    features = {MODEL: Fixed(group.cohort.told_by)}
     for outcome in group.outcomes:
         yield from judge_outcome(outcome, features, group.people, settings, watch)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -48,6 +48,25 @@ class PeopleCall(Gathering):
     """What is asked for on the command line, of people and their outcomes."""
 
     settings: EvaluateSettings
+
+    def choose_pooling(self, package: Package) -> Literal["mean", "covariance"]:
+        """Return what of a run tells; of a package that can tell both, what is asked for.
+
+        Raises
+        ------
+        CallRefused
+            ``usage`` for what the package can't tell.
+        """
+        asked = self.settings.predict.pooling
+        if asked == "covariance" and not package.has_readout:
+            raise CallRefused(
+                "usage",
+                file=package.name,
+                expected="a package that tells which places move together, as predict.pooling asks",
+                found="one without a readout of covariance",
+                advice='set predict.pooling to "mean", or leave it out',
+            )
+        return asked or ("covariance" if package.has_readout else "mean")
 
     def require_people(self, outcomes: Sequence[Outcome], people: People) -> None:
         """Refuse what else would keep the call from ending well, before anything is embedded."""
@@ -99,9 +118,11 @@ def gather_group(call: PeopleCall, watch: Watch, stack: ExitStack, atlas: Atlas 
     settings, predict = call.settings, call.settings.predict
     phenotype, split = _read_phenotype(call), _read_split(settings)
     package = load_package(settings.model, [call.output / "models"])
+    pooling = call.choose_pooling(package)
     describer = Describer(
         package=package,
         settings=settings.embedding,
+        pooling=pooling,
         device=choose_device(settings.compute.device),
         atlas=atlas,
         motion=settings.baseline.motion,
@@ -131,6 +152,9 @@ def gather_group(call: PeopleCall, watch: Watch, stack: ExitStack, atlas: Atlas 
         cohort=Cohort(
             owners=people.find([run.recording.participant for run in runs]),
             embeddings=np.stack([run.embedding for run in runs]),
+            covariances=np.stack([run.covariance for run in runs])
+            if pooling == "covariance"
+            else None,
             series=[run.series for run in runs],
             summaries=np.stack([run.summary for run in runs]),
         ),

@@ -108,7 +108,7 @@ class Encode(Step):
     """Embed the selected windows, and predict from the run's embedding what heads tell."""
 
     def advance(self, state: RunState, call: ParticipantCall) -> RunState:
-        from slimbrain_app.embedding import embed_run
+        from slimbrain_app.embedding import NO_COVARIANCE, embed_run
         from slimbrain_app.prediction import predict_by_package
 
         assert state.prepared is not None and state.ranked is not None
@@ -119,10 +119,18 @@ class Encode(Step):
             call.provenance.settings.encode,
             call.device,
         )
+        ranked = state.ranked
+        if call.package.has_readout and embedding.covariance is None:
+            notices = (*ranked.notices, NO_COVARIANCE)
+            ranked = replace(ranked, notices=notices)
         predictions = predict_by_package(
-            call.package, embedding.mean, embedding.views, state.ranked.notices
+            call.package,
+            embedding.mean,
+            ranked.notices,
+            embedding.views,
+            embedding.covariance,
         )
-        return replace(state, embedding=embedding, predictions=predictions)
+        return replace(state, ranked=ranked, embedding=embedding, predictions=predictions)
 
 
 class Explain(Step):

@@ -12,6 +12,7 @@ import numpy as np
 from slimbrain_app.bids.outputs import (
     is_by_model,
     name_output,
+    read_covariance,
     read_explanations,
     read_facts,
     read_predictions,
@@ -81,8 +82,14 @@ def _predict_person(
         if call.provenance.model.reads_views:
             contract = call.package.contract
             views = np.concatenate([read_views(call.output, run, contract) for run in sources])
+        covariances = [
+            covariance
+            for run in sources
+            if (covariance := read_covariance(call.output, run, call.package.contract)) is not None
+        ]
+        covariance = np.mean(covariances, axis=0, dtype=np.float64) if covariances else None
         notices = [notice for run in told for notice in run.notices]
-        predictions = predict_by_package(call.package, mean, views, notices)
+        predictions = predict_by_package(call.package, mean, notices, views, covariance)
     write_person(call.output, label, sources, predictions, call.provenance)
     return predictions
 

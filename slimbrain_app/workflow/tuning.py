@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from slimbrain_app.bids.dataset import open_output
 from slimbrain_app.errors import CallRefused
-from slimbrain_app.evaluation.features import average_runs
 from slimbrain_app.evaluation.split_file import PARTS, Split
 from slimbrain_app.evaluation.tuning import (
     Verdict,
@@ -125,8 +124,7 @@ class _Conductor:
                 return
         split = call.cut_parts(group.outcomes, group.people)
         self.group, self.split = group, split
-        means = average_runs(group.cohort.embeddings, group.cohort.owners)
-        labels = make_labels(group.outcomes, group.people, split, means, settings.seed)
+        labels = make_labels(group.outcomes, group.people, split, group.cohort.means, settings.seed)
         corpus = Corpus(
             self._list_items("train"), self._list_items("validation"), group.package.contract
         )
@@ -218,7 +216,7 @@ class _Conductor:
             group.people,
             split,
             _embed(network, everybody, views),
-            average_runs(group.cohort.embeddings, group.cohort.owners),
+            group.cohort.means,
             call.settings.seed,
         )
         # Beside the package, not part of it: it tells times, which are never the same.
