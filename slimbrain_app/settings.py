@@ -343,7 +343,7 @@ class Predict:
         same side of each split.
     pooling : {"mean", "covariance"} or None
         What of a run tells: its mean embedding, or which places move together. None for the latter
-        where the package can tell it and no encoder is trained.
+        where package and number of windows can tell it, and nothing is trained by gradient.
     seen : {"refuse", "leave-out", "keep"}
         What becomes of people that the package's weights were trained on, or chosen by.
     """

@@ -529,7 +529,7 @@ def _end_training(folder: Path) -> None:
 
 def _read_records(package: Package) -> dict[str, str]:
     """Return the text files of a package beside its parts, by name."""
-    parts = {MODEL, EXTRACTOR, HEADS, HEAD_WEIGHTS, CONFIG, CARD}
+    parts = {MODEL, EXTRACTOR, READOUT, HEADS, HEAD_WEIGHTS, CONFIG, CARD}
     names = read_checksums(package.folder).keys() - parts
     return {name: (package.folder / name).read_text(encoding="utf-8") for name in names}
 

@@ -148,6 +148,7 @@ def describe_evaluation(
     model: ModelIdentity,
     software: Mapping[str, str],
     *,
+    by_covariance: bool,
     by_site: bool,
     inner_folds: int,
     draws: int,
@@ -157,6 +158,8 @@ def describe_evaluation(
 
     Parameters
     ----------
+    by_covariance : bool
+        Whether people were told by which places move together, not by mean embeddings alone.
     by_site : bool
         Whether whole sites were left out as well.
     inner_folds : int
@@ -171,12 +174,21 @@ def describe_evaluation(
         _describe_preparation(settings.prepare, model.contract, software),
         _describe_selection(settings.rank, model.contract),
         _describe_encoding(embedding, replace(model, heads=()))
-        + " A person's embedding is the mean over runs.",
+        + " A person's embedding is the mean over runs."
+        + (_COVARIANCE if by_covariance else ""),
         _describe_judging(settings, by_site, inner_folds, software),
         _describe_baselines(settings, cleanings),
         _describe_scores(settings, draws),
         _describe_software(software),
     )
+
+
+_COVARIANCE = (
+    " People were told by its second form: one signal of each final cell, by a direction that best "
+    "tells the cell's mean BOLD signal, its covariance between cells over all frames of the "
+    "windows, shrunk (Ledoit and Wolf, 2004), in the tangent space of the people that the model was trained "
+    "on (Varoquaux et al., 2010). What the mean tells stands beside it."
+)
 
 
 def _join(*paragraphs: str) -> str:

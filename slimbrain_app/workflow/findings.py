@@ -66,6 +66,7 @@ def gather_findings(
             settings,
             model,
             software,
+            by_covariance=group.cohort.covariances is not None,
             by_site=any(one.scheme.name == "site" for one in own),
             inner_folds=INNER_FOLDS,
             draws=DRAWS,

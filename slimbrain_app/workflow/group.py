@@ -20,6 +20,7 @@ from slimbrain_app.evaluation.outcomes import Outcome, Phenotype, read_phenotype
 from slimbrain_app.evaluation.people import People, describe_people, refuse_twins
 from slimbrain_app.evaluation.split_file import Split, match_split, read_split
 from slimbrain_app.model.packages import Package, load_package, note_seen
+from slimbrain_app.model.readout import FEWEST_WINDOWS
 from slimbrain_app.records import Recording, Refusal
 from slimbrain_app.settings import EvaluateSettings
 from slimbrain_app.workflow.corpus import CorpusPlan, plan_corpus
@@ -28,6 +29,10 @@ from slimbrain_app.workflow.preparing import Gathering, gather_runs
 from slimbrain_app.workflow.resources import find_limits
 
 _SHOWN = 5
+_POOLINGS = {
+    "mean": "mean embeddings",
+    "covariance": "which places move together (predict.pooling is covariance)",
+}
 
 
 class Watch(Protocol):
@@ -50,7 +55,7 @@ class PeopleCall(Gathering):
     settings: EvaluateSettings
 
     def choose_pooling(self, package: Package) -> Literal["mean", "covariance"]:
-        """Return what of a run tells; of a package that can tell both, what is asked for.
+        """Return what of a run tells: what is asked for, or else covariance where it can be told.
 
         Raises
         ------
@@ -66,7 +71,9 @@ class PeopleCall(Gathering):
                 found="one without a readout of covariance",
                 advice='set predict.pooling to "mean", or leave it out',
             )
-        return asked or ("covariance" if package.has_readout else "mean")
+        windows = self.settings.rank.windows
+        can_tell = package.has_readout and (windows == "all" or windows >= FEWEST_WINDOWS)
+        return asked or ("covariance" if can_tell else "mean")
 
     def require_people(self, outcomes: Sequence[Outcome], people: People) -> None:
         """Refuse what else would keep the call from ending well, before anything is embedded."""
@@ -159,7 +166,12 @@ def gather_group(call: PeopleCall, watch: Watch, stack: ExitStack, atlas: Atlas 
             summaries=np.stack([run.summary for run in runs]),
         ),
         outcomes=outcomes,
-        notes=(*notes, *told, *(match_split(split, people.labels) if split else ())),
+        notes=(
+            f"people are told by {_POOLINGS[pooling]}",
+            *notes,
+            *told,
+            *(match_split(split, people.labels) if split else ()),
+        ),
         refusals=(*(one.refusal for one in unprepared), *undescribed),
     )
 

@@ -77,6 +77,7 @@ OTHERS = {
     "predict.kinds": {"age": "class"},
     "predict.site": "place",
     "predict.family": "family",
+    "predict.pooling": "mean",
     "predict.seen": "keep",
     "judge.folds": 10,
     "judge.repeats": 1,
