@@ -163,6 +163,7 @@ def _scan_person(plan: _Plan, person: Volunteer) -> Scan:
             noisiness=site.noisiness,
             nuisance=_NUISANCE,
             spread=site.spread,
+            apart=True,
         ),
     )
 

@@ -63,6 +63,7 @@ What is in the signal:
 - Smooth autocorrelated noise and thermal noise, drift, breath, heartbeat (aliased), a slow
   oscillation of the whole brain, what realignment leaves of head motion: all scaled together so
   that the median grey voxel has the temporal signal-to-noise above, give or take what a site adds.
+  Smooth and thermal noise average out over regions: the recorded means hold their own.
 - Traits of each site, drawn by its name: shading, strength and smoothness of the noise.
 
 The recorded series already hold their own scanner's noise, and have been through their own

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from slimbrain_app.simulation.anatomy import Anatomy, Floats
 
@@ -51,6 +52,15 @@ def stream_noise(
         noise = spontaneous * field.blur(state)
         noise += thermal * generator.standard_normal(len(noise), dtype=np.float32)
         yield noise
+
+
+def clear_noise(noise: Iterator[Floats], maps: csr_array) -> Iterator[Floats]:
+    """Yield noise less what maps, shape (voxels, maps), show of it: its fit by least squares."""
+    across = csr_array(maps.T)
+    gram = (across @ maps).toarray().astype(np.float64)
+    resolved = np.linalg.pinv(gram, rcond=1e-5, hermitian=True).astype(np.float32)
+    for volume in noise:
+        yield volume - maps @ (resolved @ (across @ volume))
 
 
 def expect_noise(anatomy: Anatomy) -> Floats:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from slimbrain_app.files import write_json, write_text
 from slimbrain_app.simulation.anatomy import Anatomy, Floats
@@ -15,7 +16,7 @@ from slimbrain_app.simulation.bold import Sources, stream_bold
 from slimbrain_app.simulation.confounds import SignalTrace, describe_confounds, tabulate_confounds
 from slimbrain_app.simulation.description import describe_series
 from slimbrain_app.simulation.images import write_series, write_volume
-from slimbrain_app.simulation.noise import SPREAD, stream_noise
+from slimbrain_app.simulation.noise import SPREAD, clear_noise, stream_noise
 from slimbrain_app.simulation.nuisance import draw_drift, draw_motion, draw_physiology, move_edges
 from slimbrain_app.simulation.quality import find_level
 
@@ -37,12 +38,16 @@ class Scanner:
         Strength of motion, physiology and drift relative to the noise.
     spread : float
         Deviation of the Gaussian that makes noise smooth, mm.
+    apart : bool
+        Noise shows nothing at the places of the brain's sources, whose series were recorded with
+        noise of their own.
     """
 
     tsnr: float | None = None
     noisiness: float = 1.0
     nuisance: float = 1.0
     spread: float = SPREAD
+    apart: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,6 +109,9 @@ def scan_brain(
         level *= find_level(anatomy, brain, nuisance, scanner.tsnr)
     sources = (brain, *(source.scale(level) for source in nuisance))
     noise = stream_noise(anatomy, tr, generator, scanner.spread)
+    if scanner.apart:
+        # Sources without a series were not recorded: there noise stays.
+        noise = clear_noise(noise, csr_array(brain.weights[:, brain.series.any(axis=0)]))
     added = (np.float32(level) * volume for volume in noise)
     batches = stream_bold(anatomy, sources, added)
     return Scan(anatomy=anatomy, tr=tr, motion=motion, batches=batches)

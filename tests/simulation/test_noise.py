@@ -4,8 +4,15 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
-from slimbrain_app.simulation.noise import draw_field, draw_wandering, expect_noise, stream_noise
+from slimbrain_app.simulation.noise import (
+    clear_noise,
+    draw_field,
+    draw_wandering,
+    expect_noise,
+    stream_noise,
+)
 
 
 def test_wandering_forgets_within_its_memory():
@@ -74,3 +81,13 @@ def test_thermal_noise_grows_as_voxels_shrink(anatomy):
         next(stream_noise(head, 2.0, np.random.default_rng(3))).std() for head in (large, small)
     ]
     assert deviations[1] / deviations[0] == pytest.approx(8, rel=0.02)
+
+
+def test_cleared_noise_is_what_least_squares_leave_even_where_two_maps_are_one():
+    generator = np.random.default_rng(3)
+    maps = generator.random((500, 8)) * (generator.random((500, 8)) < 0.2)
+    maps[:, 7] = maps[:, 6]
+    noise = generator.standard_normal((3, 500)).astype(np.float32)
+    fit = np.linalg.lstsq(maps, noise.T, rcond=None)[0]
+    cleared = np.stack(list(clear_noise(iter(noise), csr_array(maps.astype(np.float32)))))
+    np.testing.assert_allclose(cleared, noise - (maps @ fit).T, atol=1e-4)

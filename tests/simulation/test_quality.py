@@ -51,3 +51,20 @@ def test_more_than_the_brain_itself_leaves_is_refused(anatomy, brain):
     strong = Sources(weights=strong.weights + 0.1 * anatomy.rest[:, None], series=strong.series)
     with pytest.raises(CallRefused, match="--tsnr"):
         scan_brain(anatomy, strong, 2.0, 1.0, np.random.default_rng(1), Scanner(tsnr=60))
+
+
+def test_noise_leaves_recorded_regions_alone_and_stays_where_none_was_recorded(anatomy, brain):
+    """Found by least squares; without nuisance, which is not held apart."""
+    recorded = np.arange(12) != 4
+    brain = Sources(weights=brain.weights, series=brain.series * recorded)
+    maps = brain.weights.toarray().astype(float)
+    strayed = []
+    for apart in (True, False):
+        scanner = Scanner(tsnr=60, nuisance=0, apart=apart)
+        scan = scan_brain(anatomy, brain, 2.0, 1.0, np.random.default_rng(1), scanner)
+        signal = (np.concatenate(list(scan.batches)) - anatomy.rest).astype(float)
+        found = np.linalg.lstsq(maps[:, recorded], signal.T, rcond=None)[0].T
+        left = signal - found @ maps[:, recorded].T
+        strayed.append(np.std(found - brain.series[:, recorded]))
+        assert np.std(left @ maps[:, 4]) / np.sum(maps[:, 4] ** 2) > 0.02
+    assert strayed[0] < 1e-3 < 0.02 < strayed[1]
