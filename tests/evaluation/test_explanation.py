@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.covariance import LedoitWolf
+from threadpoolctl import threadpool_limits
 
-from slimbrain_app.embedding import View, embed_run, list_views
+from slimbrain_app.embedding import View, embed_run, encode_views, list_views
 from slimbrain_app.evaluation.atlas import SHIPPED, load_atlas
+from slimbrain_app.evaluation.comovement import measure_comovement
 from slimbrain_app.evaluation.explanation import (
+    attribute_together,
     attribute_view,
     attribute_views,
     average_views,
@@ -25,13 +29,14 @@ from slimbrain_app.evaluation.explanation import (
 )
 from slimbrain_app.evaluation.linear import fit_linear
 from slimbrain_app.model.encoder import Encoder
-from slimbrain_app.model.package_heads import Heads, Reference
-from slimbrain_app.model.packages import Config, Package, save_package
+from slimbrain_app.model.package_heads import ATTENTION_WIDTH, Attention, Heads, Reference
+from slimbrain_app.model.packages import Config, Package, load_heads, save_package
 from slimbrain_app.model.presets import EncoderSizes
-from slimbrain_app.model.tokens import build_table, keep_brain
+from slimbrain_app.model.readout import Readout, pool_covariance
+from slimbrain_app.model.tokens import build_table, gather_patches, keep_brain
 from slimbrain_app.prediction import predict_by_package
 from slimbrain_app.prepare.grid import model_grid, points_of
-from slimbrain_app.prepare.store import read_frames
+from slimbrain_app.prepare.store import mask_image, read_frames
 from slimbrain_app.records import Contract, Head, PreparedRun, RankedRun, Window
 from slimbrain_app.settings import Encode
 
@@ -47,6 +52,8 @@ COARSE = EncoderSizes(
     unit_attention=(True, False),
     deletion="token",
 )
+# Eight places in the ball of `prepare`.
+MIDDLE = replace(COARSE, patch=(8, 8, 8, 8))
 FINE = EncoderSizes(
     shape=(8, 16, 16, 16),
     patch=(2, 4, 4, 4),
@@ -310,8 +317,6 @@ def test_each_output_is_the_prediction_before_calibration(package, told):
 
 
 def test_windows_and_bias_sum_to_the_output_and_to_its_difference(package, told):
-    from slimbrain_app.model.packages import load_heads
-
     read_outs = list_read_outs(load_heads(package))
     for one, read_out in zip(told[1], read_outs, strict=True):
         assert [window.onset for window in one.windows] == [5 * 0.72, 25 * 0.72]
@@ -423,3 +428,290 @@ def embed_frames(encoder, run):
     views = (View(0, 5.0, 0.0),)
     (rows,) = embed_views(run, Contract(), encoder, views, "cpu")
     return rows[0]
+
+
+def make_readout(places: int, whiten: bool = True) -> Readout:
+    """Of signals in ``places`` of ten places, at three times."""
+    draw = np.random.default_rng(8)
+    half = draw.standard_normal((places, places)) / 4
+    return Readout(
+        direction=np.ones(1, np.float32),
+        mean=draw.standard_normal((3, 10)).astype(np.float32),
+        places=np.arange(10)[-places:],
+        whitening=(np.eye(places) + whiten * (half + half.T)).astype(np.float32),
+    )
+
+
+def draw_signals(readout: Readout, views: int = 12) -> np.ndarray:
+    """Signals that move together; none where nothing is compared."""
+    draw = np.random.default_rng(4)
+    mixing = np.eye(10) + draw.uniform(-0.6, 0.6, (10, 10))
+    signals = 3 + readout.mean + draw.standard_normal((views, 3, 10)) @ mixing
+    signals[..., : readout.places[0]] = np.nan
+    return signals
+
+
+def draw_slopes(readout: Readout, outputs: int = 2) -> np.ndarray:
+    return np.random.default_rng(6).standard_normal((outputs, readout.width))
+
+
+def test_of_a_runs_own_signals_outputs_are_those_of_its_readout():
+    readout = make_readout(6)
+    signals, weights = draw_signals(readout), draw_slopes(readout)
+    told = measure_comovement(readout, weights, signals).tell(signals)
+    np.testing.assert_allclose(told, weights @ pool_covariance(readout, signals), rtol=1e-5)
+
+
+def test_of_a_brain_that_stands_still_no_places_move_together():
+    """Not that all do, nor that they do in any way by chance: of the identity."""
+    from scipy.linalg import logm
+
+    readout = make_readout(6)
+    signals, weights = draw_signals(readout), draw_slopes(readout)
+    still = np.broadcast_to(signals.mean((0, 1)) + readout.mean, signals.shape)
+    whitened = logm(readout.whitening.astype(float) @ readout.whitening)
+    rows, columns = np.triu_indices(6)
+    expected = weights @ (whitened[rows, columns] * np.where(rows == columns, 1, 2**0.5))
+    told = measure_comovement(readout, weights, signals).tell(still)
+    np.testing.assert_allclose(told, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.7, 1.3])
+def test_slopes_of_signals_are_finite_differences(scale):
+    """Below the run's own scale, and above, where a place has no movement of its own left."""
+    readout = make_readout(6)
+    signals = draw_signals(readout)
+    comovement = measure_comovement(readout, draw_slopes(readout), signals)
+    place = scale * signals
+    slopes = comovement.slope(place)
+    assert slopes.shape == (2, *signals.shape)
+    assert (slopes[..., :4] == 0).all()
+    for spot in [(0, 0, 4), (3, 2, 5), (11, 1, 9), (7, 0, 7)]:
+        step = np.zeros_like(signals)
+        step[spot] = 1e-5
+        found = (comovement.tell(place + step) - comovement.tell(place - step)) / 2e-5
+        np.testing.assert_allclose(slopes[:, *spot], found, rtol=1e-5, atol=1e-8)
+
+
+def pair_signals(readout: Readout) -> np.ndarray:
+    """Two pairs of places alike: the same in each, and nothing from one to the other."""
+    draw = np.random.default_rng(3).standard_normal((36, 4))
+    waves = 6 * np.linalg.qr(np.column_stack([np.ones(36), draw]))[0][:, 1:]
+    own = np.column_stack([waves[:, 0], waves[:, 0] + waves[:, 1], waves[:, 2]])
+    own = np.column_stack([own, waves[:, 2] + waves[:, 3]])
+    signals = np.zeros((12, 3, 10)) + readout.mean
+    signals[..., 6:] += own.reshape(12, 3, 4)
+    return signals
+
+
+def test_equal_eigenvalues_do_not_disturb_slopes():
+    readout = make_readout(4, whiten=False)
+    signals = pair_signals(readout)
+    comovement = measure_comovement(readout, draw_slopes(readout), signals)
+    place = readout.mean + 0.8 * (signals - readout.mean)
+    slopes = comovement.slope(place)
+    for spot in [(0, 0, 6), (5, 1, 7), (9, 2, 9)]:
+        step = np.zeros_like(signals)
+        step[spot] = 1e-4
+        found = (comovement.tell(place + step) - comovement.tell(place - step)) / 2e-4
+        np.testing.assert_allclose(slopes[:, *spot], found, rtol=1e-5, atol=1e-7)
+
+
+def test_a_place_that_moves_with_none_that_is_read_has_no_slope():
+    """Of two pairs only the first is read; when the second is scrambled, it hears of it."""
+    readout = make_readout(4, whiten=False)
+    signals = pair_signals(readout)
+    weights = np.zeros((1, readout.width))
+    weights[0, [0, 1, 4]] = 1, -2, 3
+    slopes = measure_comovement(readout, weights, signals).slope(signals)
+    assert np.abs(slopes[..., 6:8]).min() > 0
+    assert np.abs(slopes[..., 8:]).max() < 1e-6 * np.abs(slopes[..., 6:8]).max()
+    signals[..., 9] = signals[..., 6]
+    slopes = measure_comovement(readout, weights, signals).slope(signals)
+    assert np.abs(slopes[..., 9]).max() > 0.01 * np.abs(slopes[..., 6:8]).max()
+
+
+@pytest.fixture(scope="module")
+def readout(prepared) -> Readout:
+    """Of the eight places in which there is brain."""
+    kept = keep_brain(torch.from_numpy(mask_image(prepared)), MIDDLE)
+    places = kept.any(0).flatten().nonzero()[:, 0].numpy()
+    assert len(places) == 8
+    direction = np.random.default_rng(1).standard_normal(16)
+    return Readout(
+        direction=(direction / np.linalg.norm(direction)).astype(np.float32),
+        mean=np.zeros((5, 12**3), np.float32),
+        places=places,
+        whitening=np.eye(8, dtype=np.float32),
+    )
+
+
+VIEWS = tuple(View(place, start, 0.0) for place, start in enumerate((0.0, 10.0, 20.0, 30.0)))
+
+
+@pytest.fixture(scope="module")
+def comovement(prepared, readout):
+    encoder = make_encoder(MIDDLE)
+    batches = encode_views(prepared, Contract(), encoder, VIEWS, "cpu", readout.direction)
+    signals = np.concatenate([own for _, own in batches])
+    return measure_comovement(readout, draw_slopes(readout), signals)
+
+
+@pytest.fixture(scope="module")
+def common(prepared, comovement):
+    encoder = make_encoder(MIDDLE)
+    return attribute_together(prepared, Contract(), encoder, VIEWS, comovement, "cpu")
+
+
+def test_views_on_a_common_path_give_the_gradients_of_their_covariance(prepared, readout, common):
+    """Riemann's sum over all views in one graph, the covariance by torch."""
+    encoder = make_encoder(MIDDLE)
+    table = build_table(keep_brain(torch.from_numpy(mask_image(prepared)), MIDDLE), MIDDLE)
+    voxels = torch.from_numpy(np.load(prepared.folder / "voxels.npy"))
+    frames = torch.stack(
+        [
+            torch.from_numpy(read_frames(prepared, int(view.start), 40, 0.72, "voxel"))
+            for view in VIEWS
+        ]
+    )
+    rows, columns = np.triu_indices(8)
+    entries = torch.from_numpy(draw_slopes(readout)[0] * np.where(rows == columns, 1, 2**0.5))
+    order = np.searchsorted(readout.places, table.tokens.numpy() % 12**3)
+
+    def take(moved):
+        signals = torch.zeros(4, 5, 8, dtype=torch.float64)
+        for number, view in enumerate(moved):
+            cells = encoder.encode_cells(gather_patches(view[None], voxels, table), table)
+            times = table.tokens.numpy() // 12**3
+            signals[number, times, order] = (cells @ torch.from_numpy(readout.direction)).double()
+        series = signals.reshape(-1, 8)
+        return series - series.mean(0)
+
+    with torch.no_grad():
+        run = take(frames)
+    deviations = run.std(0, correction=0)
+    shrinkage = LedoitWolf(assume_centered=True).fit((run / deviations).numpy()).shrinkage_
+
+    def tell(moved):
+        series = take(moved)
+        shares = series.var(0, correction=0) / deviations**2
+        moving = torch.where(shares < 1, shares * (2 - shares), 1.0).sqrt()
+        covariance = (1 - shrinkage) * torch.corrcoef(series.T) * torch.outer(moving, moving)
+        covariance = covariance + torch.diag(1 - covariance.diagonal())
+        values, vectors = torch.linalg.eigh(covariance)
+        return (((vectors * values.log()) @ vectors.T)[rows, columns] * entries).sum()
+
+    plain = torch.zeros(len(voxels), dtype=torch.float64)
+    edges = torch.linspace(0, 1, 101, dtype=torch.float64) ** 2
+    for low, high in pairwise(edges):
+        moved = (frames * float((low + high) / 2)).requires_grad_()
+        tell(moved).backward()
+        plain += ((high - low) * (moved.grad * frames).sum((0, 1))).double()
+    assert common.output[0] == pytest.approx(float(tell(frames)), abs=1e-4)
+    assert common.baseline[0] == pytest.approx(float(tell(0 * frames)), abs=1e-4)
+    values = common.values[0]
+    np.testing.assert_allclose(values, plain, rtol=0, atol=0.02 * np.abs(values).max())
+
+
+def test_on_a_common_path_voxels_and_views_sum_to_the_difference(common):
+    difference = common.output - common.baseline
+    assert np.abs(difference).min() > 0.01
+    np.testing.assert_allclose(common.values.sum(axis=1), difference, rtol=0.01)
+    assert common.views.shape == (2, 4)
+    np.testing.assert_allclose(common.views.sum(axis=1), common.values.sum(axis=1), rtol=1e-5)
+
+
+def test_a_common_path_has_the_same_bits_whatever_the_threads(prepared, comovement):
+    maps = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, user_api="blas"):
+            maps.append(
+                attribute_together(
+                    prepared,
+                    Contract(),
+                    make_encoder(MIDDLE),
+                    VIEWS,
+                    comovement,
+                    "cpu",
+                    tolerance=1.0,
+                ).values
+            )
+    assert np.array_equal(*maps)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, readout) -> Package:
+    """A package whose heads read in three ways, those of covariance first and last."""
+    heads = (
+        Head(outcome="age", kind="number", people=9, units="years", pooling="covariance"),
+        Head(outcome="sex", kind="class", people=9, classes=("F", "M")),
+        Head(outcome="iq", kind="number", people=9, pooling="attention"),
+        Head(outcome="site", kind="class", people=9, classes=("a", "b", "c"), pooling="covariance"),
+    )
+    draw = np.random.default_rng(2)
+    widths = {"mean": 16, "attention": 16, "covariance": readout.width}
+    weights = {
+        head.outcome: draw.standard_normal((head.outputs, widths[head.pooling])) for head in heads
+    }
+    attention = Attention(
+        draw.standard_normal((ATTENTION_WIDTH, 16)), *draw.standard_normal((2, ATTENTION_WIDTH))
+    )
+    return save_package(
+        tmp_path_factory.mktemp("packages") / "mixed",
+        Config(preset="tiny", trained=False, seed=0, contract=Contract(), encoder=MIDDLE),
+        Encoder(MIDDLE),
+        readout=readout,
+        heads=Heads(
+            heads=heads,
+            weights=weights,
+            biases={name: draw.standard_normal(len(rows)) for name, rows in weights.items()},
+            reference=Reference(np.zeros(16), np.eye(16), 1e6),
+            attention={"iq": attention},
+        ),
+        card="# mixed",
+    )
+
+
+@pytest.fixture(scope="module")
+def mixture(prepared, mixed):
+    ranked = rank([20, 0, 30, 10])
+    embedding = embed_run(prepared, ranked, mixed, Encode(), "cpu")
+    return embedding, explain_run(prepared, ranked, embedding, mixed, Encode(), "cpu")
+
+
+def test_heads_of_each_kind_are_explained_in_their_order(mixed, mixture):
+    embedding, explanations = mixture
+    assert [(one.outcome, one.level, one.units) for one in explanations] == [
+        ("age", None, "years"),
+        ("sex", "M", "log odds"),
+        ("iq", None, "unknown"),
+        *(("site", level, "log odds") for level in "abc"),
+    ]
+    rows = predict_by_package(mixed, embedding.mean, (), embedding.views, embedding.covariance)
+    values = {(row.outcome, row.level): row.value for row in rows}
+    for one in explanations[0], explanations[2]:
+        assert one.output == pytest.approx(values[one.outcome, None], rel=1e-5)
+    logs = np.log([values["site", level] for level in "abc"])
+    sites = [one.output for one in explanations[3:]]
+    np.testing.assert_allclose(sites, logs - logs.mean(), rtol=1e-4)
+
+
+def test_windows_of_a_common_path_sum_to_its_map_and_all_but_the_gap_of_the_output(mixed, mixture):
+    read_outs = list_read_outs(load_heads(mixed))
+    for one, read_out in zip(mixture[1], read_outs, strict=True):
+        difference = one.output - one.baseline
+        assert abs(one.gap) <= 0.01 * max(abs(difference), 0.01 * np.abs(one.values).sum())
+        assert one.values.sum(dtype=float) == pytest.approx(difference + one.gap, abs=1e-4)
+        assert [window.onset for window in one.windows] == [20 * 0.72, 0, 30 * 0.72, 10 * 0.72]
+        gap = one.gap if read_out.pooling == "covariance" else 0
+        over = sum(window.over_baseline for window in one.windows)
+        assert over == pytest.approx(difference + gap, abs=1e-4)
+        whole = sum(window.contribution for window in one.windows) + read_out.bias
+        assert whole == pytest.approx(one.output + gap, abs=1e-4)
+
+
+def test_heads_that_read_covariance_say_nothing_of_too_few_windows(prepared, mixed):
+    ranked = rank([20, 0])
+    embedding = embed_run(prepared, ranked, mixed, Encode(), "cpu")
+    explanations = explain_run(prepared, ranked, embedding, mixed, Encode(), "cpu")
+    assert [one.outcome for one in explanations] == ["sex", "iq"]
