@@ -145,6 +145,8 @@ def explain_run(
 ) -> tuple[Explanation, ...]:
     """Explain every output of a package's heads for a run; none if it has no heads.
 
+    Heads that read covariance are left out where the run has none.
+
     Parameters
     ----------
     embedding : Embedding
