@@ -35,7 +35,12 @@ def headed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
 
     from slimbrain_app.model.package_heads import Heads, Reference
-    from slimbrain_app.model.packages import load_encoder, load_package, save_package
+    from slimbrain_app.model.packages import (
+        load_encoder,
+        load_package,
+        load_readout,
+        save_package,
+    )
     from slimbrain_app.records import Calibration, Head
 
     tiny = load_package("tiny")
@@ -61,6 +66,7 @@ def headed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         tiny.config,
         load_encoder(tiny),
+        readout=load_readout(tiny),
         heads=Heads(
             heads=heads,
             weights={name: 0.2 * draw.standard_normal(shape) for name, shape in shapes.items()},

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from slimbrain_app.embedding import View, encode_views, memory_refused, read_view, single_threads
 from slimbrain_app.model.encoder import Encoder
@@ -26,6 +27,8 @@ from slimbrain_app.training.corpus import Item
 # People to fit to: fewer tell nothing, more take time. A run of each, with so many windows.
 FEWEST_PEOPLE, MOST_PEOPLE = 10, 120
 _WINDOWS = 8
+# Of a place's voxels, that are brain: else many people's masks would leave out some place entirely.
+_LEAST_FILL = 1 / 16
 # Of the ridge regression, in shares of a channel's mean variance.
 _PENALTY = 1e-3
 
@@ -92,23 +95,19 @@ def _list_views(item: Item) -> tuple[View, ...]:
 
 
 def _find_common(runs: Sequence[Item], encoder: Encoder) -> NDArray[np.int64]:
-    """Return the places of the final grid in which every run has cells."""
-    common = np.zeros(0, np.int64)
-    for number, item in enumerate(runs):
-        table = _build_table(item, encoder)
-        own = np.unique((table.levels[-1].cells % _count_places(encoder)).numpy())
-        common = np.intersect1d(common, own) if number else own
-    return common
+    """Return the places of the final grid of which every run's brain fills enough."""
+    sizes = encoder.sizes
+    edges = [patch * cell for patch, cell in zip(sizes.patch, sizes.cells[-1], strict=True)][1:]
+    common = torch.ones(sizes.final_grid[1:], dtype=torch.bool)
+    for item in runs:
+        mask = torch.from_numpy(mask_image(item.recording.prepared))
+        common &= functional.avg_pool3d(mask[None, None].float(), edges)[0, 0] >= _LEAST_FILL
+    return common.flatten().nonzero()[:, 0].numpy()
 
 
 def _build_table(item: Item, encoder: Encoder) -> TokenTable:
     mask = torch.from_numpy(mask_image(item.recording.prepared))
     return build_table(keep_brain(mask, encoder.sizes), encoder.sizes)
-
-
-def _count_places(encoder: Encoder) -> int:
-    _, *space = encoder.sizes.final_grid
-    return int(np.prod(space))
 
 
 def _find_direction(

@@ -17,11 +17,17 @@ from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.packages import Config, create_package, load_heads, save_package
 from slimbrain_app.model.presets import PRESETS
 from slimbrain_app.model.readout import estimate_covariance, pool_covariance
-from slimbrain_app.prepare.store import read_frames
+from slimbrain_app.prepare.store import mask_image, read_frames
 from slimbrain_app.records import Contract
 from slimbrain_app.settings import FinetuneSettings, read_settings
 from slimbrain_app.training.corpus import Item
-from slimbrain_app.training.readout import FEWEST_PEOPLE, MOST_PEOPLE, _choose_runs, fit_readout
+from slimbrain_app.training.readout import (
+    FEWEST_PEOPLE,
+    MOST_PEOPLE,
+    _choose_runs,
+    _find_common,
+    fit_readout,
+)
 from slimbrain_app.workflow.finetuning import FinetuneCall, carry_out
 
 STARTS = (0, 20, 60, 40)
@@ -70,6 +76,13 @@ def test_places_are_those_that_everybody_has(items, encoder, readout):
     known = [~np.isnan(read_plainly(encoder, item)[0][0, 0, :, 0]) for item in items[:3]]
     assert set(readout.places) <= set(np.flatnonzero(np.all(known, axis=0)))
     assert len(readout.places) == 12
+
+
+def test_places_with_next_to_no_brain_are_not_compared(items, encoder):
+    run = items[0].recording.prepared
+    mask = mask_image(run)
+    filled = mask.reshape(6, 16, 6, 16, 6, 16).mean((1, 3, 5)).ravel()
+    assert set(_find_common(items[:1], encoder)) == set(np.flatnonzero(filled >= 1 / 16))
 
 
 def test_signals_tell_their_cube_s_own_mean_better_than_any_channel(items, encoder, readout):
