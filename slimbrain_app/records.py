@@ -423,7 +423,8 @@ class WindowShare:
     """What a selected window adds to an output.
 
     ``window`` is its place among all windows, onset and duration are in s. ``contribution`` is its
-    part of the output itself, ``over_baseline`` what of that the baseline would not have given.
+    part of the output itself, ``over_baseline`` what of that the baseline would not have given. Of
+    a head that reads the covariance of all windows they are not exact, but for the gap.
     """
 
     window: int
@@ -449,7 +450,7 @@ class Explanation:
     gap : float
         By how much the attributions' sum misses the difference of these two.
     points : int
-        Gradients taken along the path, in the view that needed most.
+        Gradients taken along the path, in the view that needed most; or of all views together.
     parcels : tuple of ParcelShare
     windows : tuple of WindowShare
         The selected ones, best first.
