@@ -186,8 +186,8 @@ def describe_evaluation(
 _COVARIANCE = (
     " People were told by its second form: one signal of each final cell, by a direction that best "
     "tells the cell's mean BOLD signal, its covariance between cells over all frames of the "
-    "windows, shrunk (Ledoit and Wolf, 2004), in the tangent space of the people that the model was "
-    "trained on (Varoquaux et al., 2010). What the mean tells stands beside it."
+    "windows, shrunk (Ledoit and Wolf, 2004), in the tangent space of the people that the model "
+    "was trained on (Varoquaux et al., 2010). What the mean tells stands beside it."
 )
 
 

@@ -195,6 +195,7 @@ def make_findings(make_recording) -> Callable[..., Findings]:
                 settings,
                 model,
                 SOFTWARE,
+                by_covariance=False,
                 by_site=True,
                 inner_folds=5,
                 draws=1000,
@@ -514,11 +515,21 @@ def test_the_page_of_a_pretraining_and_this_one_are_linked(plain, tmp_path) -> N
     ],
 )
 def test_methods_follow_the_settings(settings, words, model) -> None:
-    def describe(own: EvaluateSettings) -> str:
+    def describe(own: EvaluateSettings, *, by_covariance: bool = False) -> str:
         return describe_evaluation(
-            own, model, SOFTWARE, by_site=True, inner_folds=5, draws=9, cleanings=["filtered"]
+            own,
+            model,
+            SOFTWARE,
+            by_covariance=by_covariance,
+            by_site=True,
+            inner_folds=5,
+            draws=9,
+            cleanings=["filtered"],
         )
 
     assert words in describe(settings)
     assert words not in describe(EvaluateSettings())
+    second = "direction that best tells the cell's mean BOLD signal"
+    assert second in describe(settings, by_covariance=True)
+    assert second not in describe(settings)
     assert "For connectivity they were filtered;" in describe(settings)
