@@ -213,7 +213,7 @@ class TensorBoard:
                 "setting off",
             ) from error
         self._writer: Any = SummaryWriter(str(folder), purge_step=first)
-        self._kinds: tuple[str, ...] = ()
+        self._kinds = KINDS
 
     def write(self, event: Event) -> None:
         name = _NAMES[type(event)]

@@ -39,6 +39,8 @@ FILES = {
     f"sub-01/func/{STEM}_desc-slimbrain_mask.nii.gz",
     f"sub-01/func/{STEM}_desc-slimbrain_windows.json",
     f"sub-01/func/{STEM}_desc-slimbrain_windows.tsv",
+    f"sub-01/func/{STEM}_stat-covariance_desc-slimbrain_embeddings.json",
+    f"sub-01/func/{STEM}_stat-covariance_desc-slimbrain_embeddings.tsv",
     f"sub-01/func/{STEM}_stat-mean_desc-slimbrain_embeddings.json",
     f"sub-01/func/{STEM}_stat-mean_desc-slimbrain_embeddings.tsv",
 }

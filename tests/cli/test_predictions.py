@@ -142,7 +142,8 @@ def test_who_was_seen_in_training_is_said_in_table_and_page(output):
 def test_page_and_methods_tell_what_was_predicted(output):
     page = re.sub(r"<[^>]*>", " ", html.unescape((output / "sub-01.html").read_text()))
     (row,) = [row for row in read_rows(output / f"{PERSON}.tsv") if row["outcome"] == "age"]
-    assert f"{float(row['value']):.4g} years" in page
+    told = re.findall(r"age \(years\)\s+(-?[\d.]+)\s", page)
+    assert f"{float(row['value']):#.4g}" in told
     assert "No diagnosis" in page
     assert "age (fitted to 30 people)" in (output / "logs/CITATION.md").read_text()
 
