@@ -22,6 +22,8 @@ from slimbrain_app.model.monitors import Reading
 if TYPE_CHECKING:
     import pandas as pd
 
+    from slimbrain_app.training.step import Progress
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
@@ -87,6 +89,22 @@ class Step:
     seconds: float
     loader_seconds: float
     windows_per_second: float
+
+    @classmethod
+    def of(cls, progress: Progress, *, windows: int = 1, momentum: float = math.nan) -> Step:
+        """Return the event of a step whose samples have so many windows each."""
+        return cls(
+            step=progress.step,
+            pass_=progress.pass_,
+            loss=progress.loss,
+            kinds=progress.kinds,
+            rate=progress.rate,
+            gradient_norm=progress.gradient_norm,
+            momentum=momentum,
+            seconds=progress.seconds,
+            loader_seconds=progress.loader_seconds,
+            windows_per_second=progress.views * windows / progress.seconds,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,7 +231,7 @@ class TensorBoard:
                 "setting off",
             ) from error
         self._writer: Any = SummaryWriter(str(folder), purge_step=first)
-        self._kinds = KINDS
+        self._kinds: tuple[str, ...] = KINDS
 
     def write(self, event: Event) -> None:
         name = _NAMES[type(event)]

@@ -183,15 +183,4 @@ def _describe_step(progress: Progress, objective: Objective) -> Step:
     momentum = float("nan")
     if isinstance(objective, Jepa):
         momentum = objective.settings.momentum(progress.step / progress.of)
-    return Step(
-        step=progress.step,
-        pass_=progress.pass_,
-        loss=progress.loss,
-        kinds=progress.kinds,
-        rate=progress.rate,
-        gradient_norm=progress.gradient_norm,
-        momentum=momentum,
-        seconds=progress.seconds,
-        loader_seconds=progress.loader_seconds,
-        windows_per_second=progress.views / progress.seconds,
-    )
+    return Step.of(progress, momentum=momentum)

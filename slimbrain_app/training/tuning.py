@@ -27,7 +27,7 @@ from slimbrain_app.training.checkpoint import Identity, resume, write_checkpoint
 from slimbrain_app.training.distributed import Processes
 from slimbrain_app.training.folder import Tell, TrainingFolder, ending, locate, telling
 from slimbrain_app.training.lesson import Bag, Labels, Lesson, draw_windows, label_views
-from slimbrain_app.training.log import Checkpoint, Event, Resume, Start, Step, Validation
+from slimbrain_app.training.log import Checkpoint, Resume, Start, Step, Validation
 from slimbrain_app.training.loop import train
 from slimbrain_app.training.optimiser import choose_precision, make_optimiser, make_scaler
 from slimbrain_app.training.samples import cut_steps, share_step
@@ -269,7 +269,7 @@ class Best:
     def end_step(self, progress: Progress) -> None:
         self._step = progress.step
         if self.validate is not None:
-            self.tell(_describe_step(progress, self.start.windows_per_run))
+            self.tell(Step.of(progress, windows=self.start.windows_per_run))
 
     def end_pass(self, number: int) -> None:
         if self.validate is None:
@@ -322,18 +322,3 @@ class Best:
             for name, parameter in self.objective.named_parameters()
             if parameter.requires_grad
         )
-
-
-def _describe_step(progress: Progress, windows: int) -> Event:
-    return Step(
-        step=progress.step,
-        pass_=progress.pass_,
-        loss=progress.loss,
-        kinds=progress.kinds,
-        rate=progress.rate,
-        gradient_norm=progress.gradient_norm,
-        momentum=math.nan,
-        seconds=progress.seconds,
-        loader_seconds=progress.loader_seconds,
-        windows_per_second=progress.views * windows / progress.seconds,
-    )
