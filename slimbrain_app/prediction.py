@@ -79,7 +79,7 @@ def predict(
         if attention := heads.attention.get(head.outcome):
             if views is None:
                 raise ValueError(f"head {head.outcome} reads views")
-            read = (attention.weigh(views)[:, None] * views).sum(axis=0)
+            read = attention.pool(views)
         elif head.pooling == "covariance":
             if covariance is None:
                 continue

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation.cohort import Cohort
-from slimbrain_app.evaluation.judging import INNER_FOLDS
+from slimbrain_app.evaluation.judging import INNER_FOLDS, Score
 from slimbrain_app.evaluation.linear import LinearModel, encode_classes, fit_linear
 from slimbrain_app.evaluation.outcomes import Outcome
 from slimbrain_app.evaluation.people import People
@@ -110,6 +110,17 @@ def describe_head(
         margin=None if classes else model.margin,
         quantiles=_find_quantiles(model, len(classes)),
         score=score,
+    )
+
+
+def describe_score(score: Score, scheme: str) -> HeadScore:
+    """Return how well a head tells people who were left out by a scheme."""
+    return HeadScore(
+        metric=score.metric,
+        value=score.value,
+        lower=score.lower,
+        upper=score.upper,
+        scheme=scheme,
     )
 
 

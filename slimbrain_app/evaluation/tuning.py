@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation.features import Fixed
-from slimbrain_app.evaluation.finetuning import describe_head, fold_priors
+from slimbrain_app.evaluation.finetuning import describe_head, describe_score, fold_priors
 from slimbrain_app.evaluation.judging import (
     INNER_FOLDS,
     Score,
@@ -41,7 +41,7 @@ from slimbrain_app.model.heads import Head as TrainedHead
 from slimbrain_app.model.heads import HeadedEncoder
 from slimbrain_app.model.package_heads import Attention, Heads
 from slimbrain_app.prediction import fit_reference
-from slimbrain_app.records import Head, HeadScore
+from slimbrain_app.records import Head
 from slimbrain_app.training.lesson import Labels
 
 Floats = NDArray[np.float64]
@@ -112,8 +112,8 @@ def require_parts(outcomes: Sequence[Outcome], people: People, split: Split) -> 
             found="folds",
             advice="write parts, or leave out judge.split to have them drawn",
         )
-    thin = []
     for outcome in outcomes:
+        thin = []
         some = outcome.take(_find(outcome, split, PARTS))
         cut = np.array([PARTS.index(split.of[label]) for label in some.people])
         refuse_kin(replace(some, sites=people.list_families(some.people)), cut, split)
@@ -219,20 +219,13 @@ def finish_heads(
         weights[name], biases[name] = weight.astype(np.float32), bias.astype(np.float32)
         if looks is not None:
             attention[name] = looks
-        own = verdict.own
         heads.append(
             describe_head(
                 outcome,
                 model,
                 len(_find(coded, split, ["train", "validation"])),
                 [str(value) for value in outcome.classes] if count else [],
-                HeadScore(
-                    metric=own.metric,
-                    value=own.value,
-                    lower=own.lower,
-                    upper=own.upper,
-                    scheme=SCHEME,
-                ),
+                describe_score(verdict.own, SCHEME),
                 "mean" if looks is None else "attention",
             )
         )
@@ -271,7 +264,7 @@ def _move(parameter: Tensor) -> NDArray[np.float32]:
 def _pool(views: NDArray[np.float32], looks: Attention | None) -> Floats:
     if looks is None:
         return np.asarray(views.mean(axis=0, dtype=np.float64))
-    return np.asarray((looks.weigh(views)[:, None] * views).sum(axis=0))
+    return looks.pool(views)
 
 
 def _stack(pooled: Mapping[str, Floats], outcome: Outcome) -> Floats:

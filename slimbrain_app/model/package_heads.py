@@ -70,6 +70,10 @@ class Attention:
         shares = np.exp(scores - scores.max())
         return np.asarray(shares / shares.sum())
 
+    def pool(self, views: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the weighted mean of views (views, width): (width,)."""
+        return np.asarray((self.weigh(views)[:, None] * views).sum(axis=0))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Heads:

@@ -14,7 +14,7 @@ from slimbrain_app.bids.dataset import open_output
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation.comparison import MODEL, Judgement
 from slimbrain_app.evaluation.features import Fixed
-from slimbrain_app.evaluation.finetuning import fit_heads
+from slimbrain_app.evaluation.finetuning import describe_score, fit_heads
 from slimbrain_app.evaluation.outcomes import Outcome
 from slimbrain_app.evaluation.people import People
 from slimbrain_app.evaluation.split_file import TEST, Split
@@ -201,18 +201,8 @@ def _list_fitted(people: People) -> frozenset[str]:
 def _list_scores(judgements: Iterable[Judgement]) -> Iterable[tuple[str, HeadScore]]:
     """Yield the model's scores by outcome; the one with sites left out comes last, and counts."""
     for one in judgements:
-        score = one.scores[0]
         if one.features == MODEL:
-            yield (
-                one.outcome.name,
-                HeadScore(
-                    metric=score.metric,
-                    value=score.value,
-                    lower=score.lower,
-                    upper=score.upper,
-                    scheme=one.scheme.name,
-                ),
-            )
+            yield one.outcome.name, describe_score(one.scores[0], one.scheme.name)
 
 
 def write_card(package: Package, name: str, heads: Heads, making: str, meaning: str) -> str:
