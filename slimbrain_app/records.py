@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Channel = Literal["voxel", "global"]
+HeadPooling = Literal["mean", "attention", "covariance"]
 Flag = Literal["untrained", "seen-in-training", "out-of-distribution"]
 
 
@@ -332,7 +333,7 @@ class Head:
     classes: tuple[str, ...] = ()
     units: str | None = None
     levels: Mapping[str, str] = field(default_factory=dict)
-    pooling: Literal["mean", "attention", "covariance"] = "mean"
+    pooling: HeadPooling = "mean"
     calibration: Calibration | None = None
     margin: float | None = None
     quantiles: tuple[float, ...] | None = None
@@ -451,6 +452,8 @@ class Explanation:
         By how much the attributions' sum misses the difference of these two.
     points : int
         Gradients taken along the path, in the view that needed most; or of all views together.
+    pooling : {"mean", "attention", "covariance"}
+        What the head reads. Of covariance, one path leads through all views together.
     parcels : tuple of ParcelShare
     windows : tuple of WindowShare
         The selected ones, best first.
@@ -465,6 +468,7 @@ class Explanation:
     baseline: float
     gap: float
     points: int
+    pooling: HeadPooling
     parcels: tuple[ParcelShare, ...]
     windows: tuple[WindowShare, ...]
     values: NDArray[np.float32] | None = None

@@ -198,6 +198,7 @@ def read_explanations(output: Path, run: Run, contract: Contract) -> tuple[Expla
             baseline=one["Baseline"],
             gap=one["Gap"],
             points=one["Points"],
+            pooling=one["Pooling"],
             parcels=tuple(ParcelShare(**row) for row in _pick_rows(parcels, one)),
             windows=tuple(WindowShare(**row) for row in _pick_rows(windows, one)),
         )

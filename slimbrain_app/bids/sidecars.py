@@ -163,7 +163,8 @@ def describe_call(provenance: Provenance) -> dict[str, Any]:
 def describe_explanations(explanations: Sequence[Explanation]) -> dict[str, Any]:
     """Return what each volume of a map is, in order, and how far it is to be trusted."""
     return {
-        "Method": "integrated gradients from each voxel's mean over the run",
+        "Method": "integrated gradients from each voxel's mean over the run, by a path for each "
+        "view, or for all views together where the pooling is covariance",
         "Atlas": "Schaefer 2018, 200 parcels, 7 networks",
         "Maps": [
             {
@@ -174,6 +175,7 @@ def describe_explanations(explanations: Sequence[Explanation]) -> dict[str, Any]
                 "Baseline": one.baseline,
                 "Gap": one.gap,
                 "Points": one.points,
+                "Pooling": one.pooling,
             }
             for one in explanations
         ],

@@ -51,6 +51,7 @@ from slimbrain_app.records import (
     Contract,
     Embedding,
     Explanation,
+    HeadPooling,
     ParcelShare,
     PreparedRun,
     RankedRun,
@@ -83,7 +84,7 @@ class ReadOut:
     outcome: str
     level: str | None
     units: str
-    pooling: str
+    pooling: HeadPooling
     weight: Floats
     bias: float
 
@@ -504,6 +505,7 @@ def _describe(
             baseline=float(baseline + one.bias),
             gap=float(attribution.gap[place]),
             points=attribution.points,
+            pooling=one.pooling,
             parcels=tuple(sum_parcels(values, voxels, atlas)),
             windows=tuple(windows),
             values=values.astype(np.float32),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +15,9 @@ from slimbrain_app.evaluation.outcomes import Outcome
 from slimbrain_app.evaluation.people import People
 from slimbrain_app.model.package_heads import Heads
 from slimbrain_app.prediction import fit_reference
-from slimbrain_app.records import Calibration, Head, HeadScore
+from slimbrain_app.records import Calibration, Head, HeadPooling, HeadScore
 
 Floats = NDArray[np.float64]
-Pooling = Literal["mean", "attention", "covariance"]
 
 
 def fit_heads(
@@ -58,7 +56,7 @@ def fit_heads(
             advice="take more people",
         )
     told_by = cohort.told_by
-    pooling: Pooling = "mean" if cohort.covariances is None else "covariance"
+    pooling: HeadPooling = "mean" if cohort.covariances is None else "covariance"
     heads, weights, biases = [], {}, {}
     for outcome in outcomes:
         classes = [str(value) for value in outcome.classes] if outcome.kind == "class" else []
@@ -85,7 +83,7 @@ def describe_head(
     people: int,
     classes: Sequence[str],
     score: HeadScore | None,
-    pooling: Pooling = "mean",
+    pooling: HeadPooling = "mean",
 ) -> Head:
     """Return what is to be known of a head.
 

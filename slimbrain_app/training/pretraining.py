@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,13 +14,13 @@ from slimbrain_app.errors import CallRefused
 from slimbrain_app.model.batches import Batch
 from slimbrain_app.records import Recording
 from slimbrain_app.settings import PretrainSettings
-from slimbrain_app.training.checkpoint import Identity, resume, write_checkpoint
+from slimbrain_app.training.checkpoint import Identity
 from slimbrain_app.training.corpus import Corpus, Item
 from slimbrain_app.training.design import Design, make_objective
 from slimbrain_app.training.distributed import Processes
-from slimbrain_app.training.folder import Tell, TrainingFolder, ending, locate, telling
+from slimbrain_app.training.folder import Tell, TrainingFolder, under_way
 from slimbrain_app.training.loader import make_loader
-from slimbrain_app.training.log import Checkpoint, Resume, Start
+from slimbrain_app.training.log import Start
 from slimbrain_app.training.loop import train
 from slimbrain_app.training.memory import Load
 from slimbrain_app.training.optimiser import (
@@ -97,25 +96,13 @@ def train_encoder(
     if processes.first:
         supervisor.wishes = _make_wishes(pretraining, corpus, load, probe, processes.device)
     identity = Identity(settings=settings.fingerprint(), corpus=corpus.fingerprint)
-    resumed = resume(pretraining.state, state, identity)
-    shares = _list_shares(pretraining, corpus, processes, load, workers, state.done)
     tensorboard = settings.pace.tensorboard
-    told = (
-        telling(pretraining, state.done, tensorboard, tell)
-        if processes.first
-        else nullcontext(tell)
-    )
-    with told as log, ending(log, state, per_pass):
-
-        def save() -> None:
-            write_checkpoint(pretraining.state, state, identity)
-            log(Checkpoint(**locate(state, per_pass)))
-
-        supervisor.tell = log
-        log(start)
-        if resumed:
-            log(Resume(**locate(state, per_pass)))
-        if not train(state, shares, plan, processes, save, supervisor.end_step):
+    with under_way(
+        pretraining, state, identity, start, processes.first, tensorboard, tell
+    ) as course:
+        supervisor.tell = course.tell
+        shares = _list_shares(pretraining, corpus, processes, load, workers, state.done)
+        if not train(state, shares, plan, processes, course.save, supervisor.end_step):
             raise _collapsed()
     return state.objective
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,11 @@ from slimbrain_app.model.heads import (
 from slimbrain_app.model.objective import Loss
 from slimbrain_app.model.tuning import Tuning
 from slimbrain_app.settings import FinetuneSettings, Tune
-from slimbrain_app.training.checkpoint import Identity, resume, write_checkpoint
+from slimbrain_app.training.checkpoint import Identity
 from slimbrain_app.training.distributed import Processes
-from slimbrain_app.training.folder import Tell, TrainingFolder, ending, locate, telling
+from slimbrain_app.training.folder import Tell, TrainingFolder, under_way
 from slimbrain_app.training.lesson import Bag, Labels, Lesson, draw_windows, label_views
-from slimbrain_app.training.log import Checkpoint, Resume, Start, Step, Validation
+from slimbrain_app.training.log import Start, Step, Validation
 from slimbrain_app.training.loop import train
 from slimbrain_app.training.optimiser import choose_precision, make_optimiser, make_scaler
 from slimbrain_app.training.samples import cut_steps, share_step
@@ -92,27 +91,16 @@ def tune_heads(
     plan = _make_plan(settings, tune.passes * per_pass, processes)
     state, best = _make_state(objective, tune, plan, lesson, processes)
     identity = Identity(settings=settings.fingerprint(), corpus=lesson.fingerprint)
-    resumed = resume(tuning.state, state, identity)
-    shares = _list_shares(people, settings, views, processes, at_once, state.done)
-    told = (
-        telling(tuning, state.done, settings.pace.tensorboard, tell)
-        if processes.first
-        else nullcontext(tell)
-    )
-    with told as log, ending(log, state, per_pass):
-
-        def save() -> None:
-            write_checkpoint(tuning.state, state, identity)
-            log(Checkpoint(**locate(state, per_pass)))
-
-        log(best.start)
+    tensorboard = settings.pace.tensorboard
+    with under_way(
+        tuning, state, identity, best.start, processes.first, tensorboard, tell
+    ) as course:
         if processes.first:
-            best.watch(lesson.validation, views, lesson.labels, log)
-        if resumed:
-            log(Resume(**locate(state, per_pass)))
-        elif processes.first:
-            best.end_pass(0)
-        train(state, shares, plan, processes, save, best.end_step)
+            best.watch(lesson.validation, views, lesson.labels, course.tell)
+            if not course.resumed:
+                best.end_pass(0)
+        shares = _list_shares(people, settings, views, processes, at_once, state.done)
+        train(state, shares, plan, processes, course.save, best.end_step)
     best.restore()
     if tune.encoder == "lora":
         merge_low_rank(encoder)

@@ -333,6 +333,7 @@ def explain(finished) -> tuple[Explanation, ...]:
             baseline=1.0,
             gap=0.001,
             points=16,
+            pooling="covariance",
             parcels=parcels,
             windows=windows,
             values=np.array([1, 2, 3], np.float32) * sign,
