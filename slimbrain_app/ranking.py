@@ -312,10 +312,8 @@ def _list_guard_notices(prepared: PreparedRun, settings: Rank) -> tuple[Notice, 
 
 
 def _not_ranked(windows: int) -> Notice:
-    return Notice(
-        code="not-ranked",
-        message=f"no two of {windows} windows lie apart, so nothing was ranked: order by onset",
-    )
+    few = f"no two of {windows} windows lie apart" if windows > 1 else "there is one window only"
+    return Notice(code="not-ranked", message=f"{few}, so nothing was ranked: order by onset")
 
 
 def _guard_relaxed(settings: Rank, moving: Floats, chosen: Integers) -> Notice:

@@ -240,7 +240,7 @@ def _describe_array(path: Path) -> str:
         # Mapping it compares the file's size with its header.
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        return getattr(error, "strerror", None) or str(error)
+        return getattr(error, "strerror", None) or f"no whole array ({error})"
     return f"{array.dtype} of shape {array.shape}"
 
 
