@@ -329,7 +329,7 @@ def _find_item(given: Any, label: str, settings: Prepare, mask: Any, work: Path)
     if mask is None:
         return item
     path = _save_image(mask, work / "mask.nii") if isinstance(mask, SpatialImage) else Path(mask)
-    return _Item(replace(item.run, mask=path.absolute()), work)
+    return _Item(replace(item.run, mask=path.absolute(), mask_transforms=()), work)
 
 
 def _find_run(given: Any, label: str, settings: Prepare, work: Path) -> _Item:

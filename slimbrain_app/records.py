@@ -73,7 +73,8 @@ class Run:
 
     ``entities`` identify the run and keep their spelling and order, ``(("sub", "01"), ...)``.
     ``transforms`` are in the order in which points of the model grid go through them; there are
-    none where the series already is in the model's space.
+    none where the series already is in the model's space. ``mask_transforms`` lead from the series'
+    space to the mask's, and are none where these are the same.
     """
 
     entities: tuple[tuple[str, str], ...]
@@ -88,6 +89,7 @@ class Run:
     interpolations: int
     repetition_time: RepetitionTime
     notices: tuple[Notice, ...]
+    mask_transforms: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -105,7 +107,8 @@ class Run:
     def sources(self) -> tuple[Path, ...]:
         """Every file that the result depends on."""
         confounds = () if self.confounds is None else (self.confounds,)
-        return (self.bold, self.mask, *confounds, *self.sidecars, *self.transforms)
+        transforms = dict.fromkeys((*self.transforms, *self.mask_transforms))
+        return (self.bold, self.mask, *confounds, *self.sidecars, *transforms)
 
     def relative(self, path: Path) -> str:
         """Return a source's path below the dataset, with slashes; of one outside it, its name.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slimbrain_app import __version__
-from slimbrain_app.bids.sidecars import LINK
+from slimbrain_app.bids.derivatives import LINK, find_linked
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.files import write_text
 
@@ -57,8 +57,9 @@ def open_output(output: Path, dataset: Path) -> None:
         ``same-folder`` if ``output`` is the dataset of another tool.
     """
     _refuse_foreign(output)
-    link = Path(os.path.relpath(dataset.resolve(), output.resolve())).as_posix()
-    description = json.dumps(_describe(_read_description(dataset), link), indent=2) + "\n"
+    folders = {**find_linked(dataset), LINK: dataset}
+    links = {name: _lead_to(folder, output) for name, folder in folders.items()}
+    description = json.dumps(_describe(_read_description(dataset), links), indent=2) + "\n"
     _write_if_different(output / "dataset_description.json", description)
     _write_if_different(output / ".bidsignore", _merge_ignored(output / ".bidsignore"))
     if not (output / "README.md").exists():
@@ -71,16 +72,20 @@ def read_licence(dataset: Path) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _describe(source: Mapping[str, Any], link: str) -> dict[str, Any]:
+def _lead_to(folder: Path, output: Path) -> str:
+    return Path(os.path.relpath(folder.resolve(), output.resolve())).as_posix()
+
+
+def _describe(source: Mapping[str, Any], links: Mapping[str, str]) -> dict[str, Any]:
     earlier = source.get("SourceDatasets")
-    nearest = {"DOI": source["DatasetDOI"]} if "DatasetDOI" in source else {"URL": link}
+    nearest = {"DOI": source["DatasetDOI"]} if "DatasetDOI" in source else {"URL": links[LINK]}
     description: dict[str, Any] = {
         "Name": "SlimBrain: embeddings of BOLD runs",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "SlimBrain", "Version": __version__}, *_list_makers(source)],
         "SourceDatasets": [nearest, *(earlier if isinstance(earlier, list) else [])],
-        "DatasetLinks": {LINK: link},
+        "DatasetLinks": dict(links),
     }
     kept = {key: source[key] for key in ("Authors", "License") if key in source}
     return {**description, **kept}

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from slimbrain_app.bids.entities import Name, parse_name
+from slimbrain_app.bids.metadata import linked_folder
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.records import Notice
 
 DESCRIPTION = "dataset_description.json"
+LINK = "preprocessed"
+"""What our outputs call the dataset that they were made from."""
 
 Version = tuple[int, ...]
 
@@ -97,6 +100,20 @@ def read_description(dataset: Path) -> Description | None:
             if isinstance(link, str)
         },
     )
+
+
+def find_linked(dataset: Path) -> dict[str, Path]:
+    """Return the folders that a dataset links to and that are there, by the names our outputs use.
+
+    What a source itself calls `LINK`, as xcp_d does, is another dataset than ours of that name.
+    """
+    description = read_description(dataset) or Description()
+    folders = {
+        f"{LINK}-source" if name == LINK else name: linked_folder(link, dataset)
+        for name, link in description.links.items()
+    }
+    # Not Path.is_dir, which fails where a name is too long to be one.
+    return {name: folder for name, folder in folders.items() if folder and os.path.isdir(folder)}  # noqa: PTH112
 
 
 def plain_tool(name: str) -> str:

@@ -32,7 +32,13 @@ from slimbrain_app.bids.metadata import (
     read_sidecar,
     resolve_repetition_time,
 )
-from slimbrain_app.bids.runs import RunFiles, gather_runs, is_concatenation, other_spellings
+from slimbrain_app.bids.runs import (
+    RunFiles,
+    gather_runs,
+    is_another_tools,
+    is_concatenation,
+    other_spellings,
+)
 from slimbrain_app.bids.series import list_series, require_every_volume
 from slimbrain_app.bids.spaces import (
     Wish,
@@ -152,7 +158,8 @@ def _select_runs(runs: tuple[RunFiles, ...], query: _Query) -> Iterator[RunFiles
     for run in runs:
         bold_left = not run.bold or any(wanted.admits_bold(file.name) for file in run.bold)
         parts_there = query.description.made_by_xcp_d and is_concatenation(run, runs)
-        if wanted.admits_run(Name(run.entities, "bold", "")) and bold_left and not parts_there:
+        left_out = parts_there or is_another_tools(run, runs)
+        if wanted.admits_run(Name(run.entities, "bold", "")) and bold_left and not left_out:
             yield run
 
 
@@ -166,7 +173,7 @@ def _resolve(run: RunFiles, participant: Participant, query: _Query) -> Run:
     bold, header = choose_grid(grids, participant)
     shown = participant.show(bold.path)
     require_series(header, shown)
-    mask, mask_notices = choose_mask(bold, header, run, participant)
+    mask = choose_mask(bold, header, run, participant)
     sidecars = _list_sidecars(bold, run, participant, query.description)
     stated, read = first_timing(sidecars, participant.dataset)
     tr, tr_notices = resolve_repetition_time(query.tr, stated, header, shown)
@@ -175,10 +182,11 @@ def _resolve(run: RunFiles, participant: Participant, query: _Query) -> Run:
         entities=run.entities,
         dataset=participant.dataset,
         bold=bold.path,
-        mask=mask,
+        mask=mask.path,
         confounds=choose_confounds(run, participant),
         sidecars=read,
         transforms=way.transforms,
+        mask_transforms=mask.transforms,
         space=way.space,
         rung=way.rung,
         interpolations=1 if cropped_only else 2,  # the first one is fMRIPrep's
@@ -186,7 +194,7 @@ def _resolve(run: RunFiles, participant: Participant, query: _Query) -> Run:
         notices=(
             *_several_grids(bold, grids, participant),
             *require_every_volume(bold, header, run, participant),
-            *mask_notices,
+            *mask.notices,
             *tr_notices,
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from slimbrain_app.bids.entities import Name
@@ -15,18 +16,26 @@ from slimbrain_app.bids.headers import (
     same_grid,
 )
 from slimbrain_app.bids.runs import RunFiles
-from slimbrain_app.bids.spaces import ANATOMIES, only_one, space_of
+from slimbrain_app.bids.spaces import ANATOMIES, NATIVE, find_way_between, only_one, space_of
 from slimbrain_app.errors import RunRefused
 from slimbrain_app.records import Notice
 
 
-def choose_mask(
-    bold: File, header: Header, run: RunFiles, participant: Participant
-) -> tuple[Path, tuple[Notice, ...]]:
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """A brain mask, and the transforms that take points of the BOLD's space to the mask's."""
+
+    path: Path
+    transforms: tuple[Path, ...] = ()
+    notices: tuple[Notice, ...] = ()
+
+
+def choose_mask(bold: File, header: Header, run: RunFiles, participant: Participant) -> Mask:
     """Choose the person's own brain mask for a BOLD file.
 
-    In this order: of the same grid; of another resolution of the same space; the anatomical one in
-    that space. The last two come with a notice. A template's mask never stands in for a person's.
+    In this order: of the same grid; of another resolution of the same space; of another space, by
+    the person's own transforms; the anatomical one in the BOLD's space. All but the first come with
+    a notice. A template's mask never stands in for a person's.
 
     Raises
     ------
@@ -38,17 +47,20 @@ def choose_mask(
     in_space = [mask for mask in masks if space_of(mask.name) == space_of(bold.name)]
     same = [mask.path for mask in in_space if mask.name.get("res") == bold.name.get("res")]
     if same:
-        mask = only_one(same, "brain mask", participant)
-        _require_same_grid(mask, bold, header, participant)
-        return mask, ()
-    others = in_space[:1] or participant.find_anatomical(
-        lambda name: _fits_space(name, bold), run.session
-    )
-    if not others:
+        path = only_one(same, "brain mask", participant)
+        _require_same_grid(path, bold, header, participant)
+        return Mask(path)
+    if in_space:
+        return _take_over(in_space[0].path, (), bold, participant)
+    for mask in sorted(masks, key=_distance):
+        transforms = find_way_between(space_of(bold.name), space_of(mask.name), run, participant)
+        if transforms is not None:
+            return _take_over(mask.path, transforms, bold, participant)
+    anatomical = participant.find_anatomical(lambda name: _fits_space(name, bold), run.session)
+    if not anatomical:
         raise _no_mask(bold, masks, participant)
-    mask = only_one([mask.path for mask in others], "brain mask", participant)
-    require_content(mask, participant.show(mask))
-    return mask, (_other_grid(mask, bold, participant),)
+    path = only_one([mask.path for mask in anatomical], "brain mask", participant)
+    return _take_over(path, (), bold, participant)
 
 
 def choose_confounds(run: RunFiles, participant: Participant) -> Path | None:
@@ -121,9 +133,23 @@ def _require_same_grid(mask: Path, bold: File, header: Header, participant: Part
         )
 
 
-def _other_grid(mask: Path, bold: File, participant: Participant) -> Notice:
+def _take_over(
+    mask: Path, transforms: tuple[Path, ...], bold: File, participant: Participant
+) -> Mask:
+    """Take a mask that lies elsewhere, with a notice."""
+    for path in (mask, *transforms):
+        require_content(path, participant.show(path))
     message = f"the brain mask of {bold.path.name} comes from another grid"
-    return Notice(code="mask-other-grid", message=message, file=participant.show(mask))
+    if transforms:
+        message += f", by {' and '.join(path.name for path in transforms)}"
+    notice = Notice(code="mask-other-grid", message=message, file=participant.show(mask))
+    return Mask(mask, transforms, (notice,))
+
+
+def _distance(mask: File) -> int:
+    """Rank masks by how often they were resampled: native, anatomy, template."""
+    space = space_of(mask.name)
+    return (NATIVE, *ANATOMIES, space).index(space)
 
 
 def _no_mask(bold: File, masks: list[File], participant: Participant) -> RunRefused:
@@ -131,7 +157,8 @@ def _no_mask(bold: File, masks: list[File], participant: Participant) -> RunRefu
     return RunRefused(
         "no-mask",
         file=participant.show(bold.path),
-        expected=f"a brain mask in the space of the BOLD series, {space_of(bold.name)}",
+        expected=f"a brain mask in the space of the BOLD series, {space_of(bold.name)}, "
+        "or with transforms to it",
         found=f"masks in {', '.join(spaces)} only" if spaces else "none",
         advice="copy the file *_desc-brain_mask.nii.gz beside the BOLD series, or make it again",
     )

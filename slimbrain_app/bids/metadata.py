@@ -179,6 +179,14 @@ def resolve_repetition_time(
     return RepetitionTime(seconds=seconds, origin=stated.origin), notices
 
 
+def linked_folder(link: str, dataset: Path) -> Path | None:
+    """Return the folder that one of ``DatasetLinks`` leads to; None if it isn't on a disk."""
+    parts = urlparse(link)
+    if not link or parts.scheme not in ("", "file"):
+        return None
+    return Path(os.path.normpath(dataset / unquote(parts.path)))
+
+
 def relative(path: Path, dataset: Path) -> str:
     """Return a path below the dataset with slashes; of one outside, its name."""
     return path.relative_to(dataset).as_posix() if path.is_relative_to(dataset) else path.name
@@ -206,17 +214,10 @@ def _locate_source(
     linked, path = "raw", source
     if source.startswith("bids:"):
         _, linked, path = source.split(":", 2) if source.count(":") > 1 else ("", "", source)
-    root = _linked_folder(links.get(linked, ""), dataset)
+    root = linked_folder(links.get(linked, ""), dataset)
     if root is None or not (root / path).is_relative_to(root) or not (root / path).parent.is_dir():
         return None
     return root, root / path
-
-
-def _linked_folder(link: str, dataset: Path) -> Path | None:
-    parts = urlparse(link)
-    if not link or parts.scheme not in ("", "file"):
-        return None
-    return Path(os.path.normpath(dataset / unquote(parts.path)))
 
 
 def _spacing(times: Any, shown: object) -> float:

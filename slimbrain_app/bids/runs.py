@@ -11,6 +11,9 @@ from slimbrain_app.bids.folders import File
 _SIGNS_OF_A_RUN = ("bold", "boldref")
 _NAMED_SIGNS = {("mask", "brain"), ("timeseries", "confounds"), ("regressors", "confounds")}
 
+# What tells raw BOLD files apart.
+_KEYS = frozenset(("sub", "ses", "sample", "task", "acq", "ce", "rec", "dir", "run", "mod", "trc"))
+
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
@@ -78,14 +81,23 @@ def is_concatenation(run: RunFiles, runs: Iterable[RunFiles]) -> bool:
     )
 
 
+def is_another_tools(run: RunFiles, runs: Iterable[RunFiles]) -> bool:
+    """Whether what tells it from another run is nothing that BIDS knows of BOLD.
+
+    halfpipe writes ``setting-`` and ``feature-`` into the names of what it makes of a run.
+    """
+    known = tuple(entity for entity in run.entities if entity[0] in _KEYS)
+    return known != run.entities and any(other.entities == known for other in runs)
+
+
 def _name_of(members: list[File]) -> Name:
     return next((file.name for file in members if is_bold(file)), members[0].name)
 
 
 def _speaks_of_run(name: Name) -> bool:
-    return (
-        name.suffix in _SIGNS_OF_A_RUN or (name.suffix, name.get("desc")) in _NAMED_SIGNS
-    ) and "task" in dict(name.entities)
+    """Whether a file is there for a run of its own; a JSON may be inherited, or mriqc's figures."""
+    sign = name.suffix in _SIGNS_OF_A_RUN or (name.suffix, name.get("desc")) in _NAMED_SIGNS
+    return sign and name.extension != ".json" and name.get("task") is not None
 
 
 def _plain(run: RunFiles) -> dict[str, str]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from slimbrain_app.bids.derivatives import LINK, find_linked
+from slimbrain_app.bids.metadata import read_sidecar
 from slimbrain_app.files import sha256_of
 from slimbrain_app.records import (
     Embedding,
@@ -21,11 +23,9 @@ from slimbrain_app.records import (
 )
 from slimbrain_app.settings import ParticipantSettings
 
-LINK = "preprocessed"
-TEMPLATE = (
-    "https://templateflow.s3.amazonaws.com/tpl-MNI152NLin2009cAsym/"
-    "tpl-MNI152NLin2009cAsym_res-02_T1w.nii.gz"
-)
+TEMPLATEFLOW = "https://templateflow.s3.amazonaws.com/tpl-MNI152NLin2009cAsym/"
+TEMPLATE = f"{TEMPLATEFLOW}tpl-MNI152NLin2009cAsym_res-02_T1w.nii.gz"
+PASSED_ON = ("StartTime", "SliceTimingCorrected")
 MASK: Mapping[str, Any] = {
     "Description": "Brain voxels that were encoded, on the model grid",
     "Type": "Brain",
@@ -124,6 +124,7 @@ def describe_run(
         "InputChecksums": _describe_inputs(run, dict(prepared.checksums)),
         "RepetitionTime": prepared.tr,
         "RepetitionTimeOrigin": run.repetition_time.origin,
+        **_pass_on(run),
         "Ladder": {
             "Rung": run.rung,
             "Space": run.space,
@@ -273,5 +274,22 @@ def _is_unchanged(path: Path, known: Mapping[str, Any]) -> bool:
     return same_time or sha256_of(path) == known["SHA256"]
 
 
+def _pass_on(run: Run) -> dict[str, Any]:
+    """Return what the source's sidecars say of its volumes' timing, the nearest first."""
+    told: dict[str, Any] = {}
+    for path in run.sidecars:
+        told = {**read_sidecar(path, run.relative(path)), **told}
+    return {key: told[key] for key in PASSED_ON if key in told}
+
+
 def _uri(run: Run, path: Path) -> str:
-    return f"bids:{LINK}:{run.relative(path)}"
+    """Return where a source is, by the links of the output's description.
+
+    Outside of the dataset lie sidecars of raw data, which it links to, and TemplateFlow's.
+    """
+    if path.is_relative_to(run.dataset):
+        return f"bids:{LINK}:{run.relative(path)}"
+    for name, folder in find_linked(run.dataset).items():
+        if path.is_relative_to(folder):
+            return f"bids:{name}:{path.relative_to(folder).as_posix()}"
+    return f"{TEMPLATEFLOW}{path.name}"

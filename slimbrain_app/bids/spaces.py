@@ -124,6 +124,21 @@ def choose_way(spaces: Iterable[str], run: RunFiles, participant: Participant) -
     raise next((one for one in refusals if one.reason == "no-template"), refusals[0])
 
 
+def find_way_between(
+    target: str, space: str, run: RunFiles, participant: Participant
+) -> tuple[Path, ...] | None:
+    """Return the person's own transforms that take points of one space to another, if they exist.
+
+    They go by way of the anatomy. None lead away from the native space, since no warp starts there.
+    """
+    for anatomy in ANATOMIES:
+        there = _find_part(anatomy, target, run, participant)
+        back = _find_part(space, anatomy, run, participant)
+        if there is not None and back is not None:
+            return (*there, *back)
+    return None
+
+
 def choose_grid(files: Iterable[File], participant: Participant) -> tuple[File, Header]:
     """Choose one grid of a space: the model's own, else the nearest to its voxel size.
 
@@ -212,6 +227,19 @@ def _find_template_way(space: str, run: RunFiles, participant: Participant) -> W
     if transform is None:
         raise _no_template(run, participant, space)
     return Way(space, 4, (transform,))
+
+
+def _find_part(
+    origin: str, target: str, run: RunFiles, participant: Participant
+) -> tuple[Path, ...] | None:
+    """Return the file that takes points of the target to the origin; none where they are one."""
+    if origin == target:
+        return ()
+    if origin == NATIVE:
+        found = _find_coregistration(run, target, participant)
+    else:
+        found = _find_warp(origin, target, run, participant)
+    return None if found is None else (found,)
 
 
 def _find_coregistration(run: RunFiles, anatomy: str, participant: Participant) -> Path | None:

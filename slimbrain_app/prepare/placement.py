@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +82,7 @@ def place_mask(run: Run, own_mask: Mask, stored: Grid) -> Placement:
         empty-mask, low-coverage, transform-missing, transform-bad.
     """
     source, view = grid.canonical(stored)
-    coordinates = _coordinates(run, source, grid.model_grid())
+    coordinates = _coordinates(run, run.transforms, source, grid.model_grid())
     mask = grid.sample_mask(own_mask, coordinates) & grid.points_inside(coordinates, source)
     if not mask.any():
         raise _no_brain(run, "the mask has voxels over 0.5, but none on the model grid")
@@ -129,20 +130,17 @@ def _read_own_mask(run: Run, source: Grid) -> Mask:
         raise _no_brain(run, "no voxel over 0.5")
     mask_grid, view = grid.canonical(stored_grid)
     mask = view.turn(stored)
-    coordinates = grid.axis_coordinates(mask_grid, source)
-    if coordinates is None:
-        coordinates = grid.point_coordinates(mask_grid, grid.points_of(source), source)
-    return grid.sample_mask(mask, coordinates)
+    return grid.sample_mask(mask, _coordinates(run, run.mask_transforms, mask_grid, source))
 
 
-def _coordinates(run: Run, source: Grid, model: Grid) -> Coordinates:
-    """Return the model grid in voxels of the source."""
-    straight = None if run.transforms else grid.axis_coordinates(source, model)
+def _coordinates(run: Run, transforms: tuple[Path, ...], source: Grid, target: Grid) -> Coordinates:
+    """Return the target grid in voxels of the source, to which transforms lead."""
+    straight = None if transforms else grid.axis_coordinates(source, target)
     if straight is not None:
         return straight
-    names = [run.relative(path) for path in run.transforms]
-    points = map_points(grid.points_of(model), run.transforms, names)
-    return grid.point_coordinates(source, points, model)
+    names = [run.relative(path) for path in transforms]
+    points = map_points(grid.points_of(target), transforms, names)
+    return grid.point_coordinates(source, points, target)
 
 
 def _stored_places(view: View, stored: Grid) -> NDArray[np.intp]:

@@ -45,6 +45,28 @@ def test_link_is_relative_and_leads_to_the_source(dataset, tmp_path):
     assert (output / link).resolve() == dataset.resolve()
 
 
+def test_links_of_the_source_are_kept_where_they_lead_somewhere(dataset, tmp_path):
+    raw = tmp_path / "raw data"
+    raw.mkdir()
+    links = {
+        "raw": "../../raw data",
+        "again": raw.as_uri(),
+        "preprocessed": "../../raw data",
+        "container": "/data/of/another/machine",
+        "templateflow": "https://github.com/templateflow/templateflow",
+    }
+    content = json.loads((dataset / "dataset_description.json").read_text())
+    (dataset / "dataset_description.json").write_text(
+        json.dumps({**content, "DatasetLinks": links})
+    )
+    output = tmp_path / "deep" / "out"
+    open_output(output, dataset)
+    written = read(output)["DatasetLinks"]
+    assert written.keys() == {"preprocessed", "preprocessed-source", "raw", "again"}
+    assert {(output / link).resolve() for link in written.values()} == {dataset, raw}
+    assert not any(Path(link).is_absolute() for link in written.values())
+
+
 def test_edited_readme_is_never_overwritten(dataset, tmp_path):
     open_output(tmp_path, dataset)
     (tmp_path / "README.md").write_text("mine")

@@ -1,7 +1,9 @@
 import pytest
 
 from slimbrain_app.bids.derivatives import check_dataset, list_participants, read_description
+from slimbrain_app.bids.discover import discover
 from slimbrain_app.errors import CallRefused
+from slimbrain_app.settings import Prepare, Select
 
 BOLD = "sub-01/func/sub-01_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
 RAW_BOLD = "sub-01/ses-a/func/sub-01_ses-a_task-rest_bold.nii.gz"
@@ -26,8 +28,12 @@ def test_folder_descriptions_of_all_eras(lay_out, description):
 
 @pytest.mark.parametrize("description", [None, b"{", ["a list"]])
 def test_missing_description_is_a_notice(lay_out, description):
-    notices = check_dataset(lay_out(BOLD, description=description))
+    dataset = lay_out(BOLD, description=description)
+    notices = check_dataset(dataset)
     assert [notice.code for notice in notices] == ["no-description"]
+    # One without a mask: it is found all the same.
+    found = discover(dataset, Select(), Prepare())
+    assert [refusal.run for refusal in found.refused] == ["sub-01_task-rest"]
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,7 @@ def test_unknown_label_lists_neighbours(lay_out):
     assert (refusal.reason, refusal.exit_code) == ("no-participant", 66)
     assert "20 participants" in refusal.found
     assert "nearest 01, 10, 11, 12, 13" in refusal.found
+    assert "mounted" in refusal.advice
 
 
 @pytest.mark.parametrize(
@@ -144,13 +145,6 @@ def test_no_run_is_found_twice(lay_out):
     assert names(find(lay_out(*files))) == [SOURCES[0]]
 
 
-def test_sourcedata_annex_and_work_are_never_entered(lay_out):
-    places = ("sourcedata/", "work/", ".git/", "derivatives/x/", "sub-01/figures/", "sub-01/log/")
-    inside = [f"{place}{file}" for place in places for file in run_files("sub-09_task-rest")]
-    dataset = lay_out(*run_files("sub-01_task-rest"), *inside)
-    assert names(find(dataset)) == ["sub-01_task-rest"]
-
-
 @pytest.fixture
 def touched(monkeypatch):
     """Every path that is listed or opened from now on."""
@@ -170,15 +164,43 @@ def touched(monkeypatch):
     return paths
 
 
+KINDS = ("func", "anat")
+
+
+def test_sourcedata_annex_and_work_are_never_entered(lay_out, touched):
+    places = (
+        *("sourcedata", "sourcedata/freesurfer", "work", ".git/annex", "derivatives/x", "logs"),
+        *("sub-01/figures", "sub-01/log", "sub-01/ses-a/figures", "sub-01/ses-a/fmap"),
+    )
+    inside = [f"{place}/{file}" for place in places for file in run_files("sub-09_task-rest")]
+    # Without a time in the sidecar all that may be listed is, and the anatomy for want of a mask.
+    plain, unmasked = "sub-01_task-rest", "sub-01_ses-a_task-rest"
+    bold, _, *others = run_files(unmasked, tr=False)
+    dataset = lay_out(*run_files(plain, tr=False), bold, *others, *inside)
+    touched.clear()
+    found = find(dataset)
+    assert (names(found), codes(found)) == ([plain], ["no-mask"])
+    seen = {Path(path).relative_to(dataset).as_posix() for path in touched if str(dataset) in path}
+    folders = {path for path in seen if (dataset / path).is_dir() or path.endswith("anat")}
+    above = {".", "sub-01"}
+    assert folders == above | {f"sub-01{ses}/{kind}" for ses in ("", "/ses-a") for kind in KINDS}
+
+
+def test_only_the_sessions_asked_for_are_listed_and_no_anatomy_without_need(dataset, touched):
+    touched.clear()
+    assert names(find(dataset, participants=("01",), sessions=("a",))) == [SOURCES[0]]
+    assert not [path for path in touched if "ses-b" in path or path.endswith("anat")]
+
+
 @pytest.mark.parametrize("tr", [True, False])
 def test_one_of_ten_thousand_reads_only_its_folders(lay_out, touched, tr):
-    dataset = lay_out(*run_files("sub-150_ses-a_task-rest", tr=tr))
-    for label in range(300):
-        (dataset / f"sub-{label:03}").mkdir(exist_ok=True)
+    dataset = lay_out(*run_files("sub-0150_ses-a_task-rest", tr=tr))
+    for label in range(10_000):
+        (dataset / f"sub-{label:04}").mkdir(exist_ok=True)
     touched.clear()
-    assert len(find(dataset, participants=("150",)).runs) == 1
+    assert len(find(dataset, participants=("0150",)).runs) == 1
     inside = [Path(path).relative_to(dataset).parts for path in touched if str(dataset) in path]
-    assert {parts[0] for parts in inside if parts} <= {"sub-150", "dataset_description.json"}
+    assert {parts[0] for parts in inside if parts} <= {"sub-0150", "dataset_description.json"}
     assert len(touched) <= 40
     # Only where nothing else states the repetition time is the root listed, once.
     assert inside.count(()) == (0 if tr else 1)
@@ -247,6 +269,65 @@ def test_echoes_alone_are_refused_as_one_run(lay_out):
     assert codes(find(lay_out(*echoes()))) == ["echo-only"]
 
 
+@pytest.mark.parametrize(
+    "runs",
+    [
+        ("sub-01_task-rest",),
+        ("sub-01_ses-a_task-rest",),
+        ("sub-01_ses-a_task-rest", "sub-01_ses-b_task-rest"),
+        ("sub-01_ses-a_task-rest", "sub-01_task-rest"),
+        ("sub-01_ses-a_task-rest", "sub-02_task-rest"),
+    ],
+)
+def test_sessions_are_found_in_every_arrangement(lay_out, runs):
+    found = find(lay_out(*(file for name in runs for file in run_files(name))))
+    assert (names(found), found.refused) == (list(runs), ())
+
+
+OF_OTHERS = [
+    "sub-01_task-rest_bold.json",  # mriqc
+    "sub-01_task-rest_run-2_bold.json",
+    "sub-01_task-rest_run-1_setting-a_bold.nii.gz",  # halfpipe
+    "sub-01_task-rest_run-1_setting-a_desc-confounds_regressors.tsv",
+    "sub-01_task-rest_run-1_feature-b_seg-c_timeseries.tsv",
+    "sub-01_task-rest_run-1_desc-optcom_bold.nii.gz",  # tedana
+    "sub-01_task-rest_run-1_desc-optcomDenoised_bold.nii.gz",
+    "sub-01_task-rest_run-1_desc-adaptiveGoodSignal_mask.nii.gz",
+    "sub-01_task-rest_run-1_desc-tedana_metrics.tsv",
+    f"sub-01_task-rest_run-1_{MODEL}_desc-slimbrain_mask.nii.gz",  # ours
+    f"sub-01_task-rest_run-1_{MODEL}_desc-slimbrain_bold.nii.gz",
+    f"sub-01_task-rest_run-1_{MODEL}_desc-slimbrain_windows.tsv",
+    "layout_index.sqlite",
+    "report.html",
+]
+
+
+def test_files_of_other_tools_are_neither_runs_nor_parts_of_one(lay_out):
+    run = "sub-01_task-rest_run-1"
+    plain = find(lay_out(*run_files(run), folder="plain")).runs[0]
+    others = [f"sub-01/func/{name}" for name in OF_OTHERS]
+    tops = ["sub-01.html", "layout_index.sqlite", ".heudiconv/sub-01/info/x.tsv", "group_bold.tsv"]
+    dataset = lay_out(*run_files(run), *others, *tops)
+    found = find(dataset)
+    assert (names(found), found.refused) == ([run], ())
+    together = found.runs[0]
+    assert together.notices == plain.notices
+    assert [path.name for path in together.sources] == [path.name for path in plain.sources]
+
+
+def test_a_run_that_only_other_tools_name_is_listed(lay_out):
+    lone = "sub-01/func/sub-01_task-rest_setting-a_bold.nii.gz"
+    assert codes(find(lay_out(lone))) == ["no-space"]
+
+
+def test_a_sidecar_that_several_runs_inherit_is_no_run(lay_out):
+    runs = [f"sub-01_task-rest_run-{number}" for number in "12"]
+    files = [file for run in runs for file in run_files(run, tr=False)]
+    found = find(lay_out(*files, "sub-01/func/sub-01_task-rest_bold.json"))
+    assert (names(found), found.refused) == (runs, ())
+    assert {run.repetition_time.origin for run in found.runs} == {"inherited sidecar"}
+
+
 def test_magnitude_is_taken_and_phase_never(lay_out):
     magnitude, phase = (
         list(run_files(f"sub-01_task-rest_part-{part}")) for part in ("mag", "phase")
@@ -307,6 +388,26 @@ def test_denoised_series_of_xcp_d_are_taken_with_a_notice(lay_out):
     found = find(lay_out_xcp_d(lay_out, xcp_d_files("sub-01_task-rest")))
     assert "denoised-source" in [notice.code for notice in found.runs[0].notices]
     assert found.runs[0].confounds.name == "sub-01_task-rest_motion.tsv"
+
+
+@pytest.mark.parametrize("desc", ["denoisedSmoothed", "interpolated", "residual", "residualSmooth"])
+def test_smoothed_and_interpolated_series_of_xcp_d_are_left(lay_out, desc):
+    files = xcp_d_files("sub-01_task-rest")
+    other = f"sub-01/func/sub-01_task-rest_{MODEL}_desc-{desc}_bold.nii.gz"
+    dataset = lay_out_xcp_d(lay_out, {**files, other: None})
+    assert "_desc-denoised_" in find(dataset).runs[0].bold.name
+    (dataset / next(iter(files))).unlink()
+    assert codes(find(dataset)) == ["no-space"]
+    assert f"desc-{desc}" in find(dataset).refused[0].found
+    named = find(dataset, filters={"desc": (desc,)})
+    assert named.runs[0].relative(named.runs[0].bold) == other
+
+
+def test_motion_is_read_unfiltered_where_xcp_d_wrote_both(lay_out):
+    files = xcp_d_files("sub-01_task-rest")
+    filtered = {"sub-01/func/sub-01_task-rest_desc-filtered_motion.tsv": b"x"}
+    run = find(lay_out_xcp_d(lay_out, {**files, **filtered})).runs[0]
+    assert run.confounds.name == "sub-01_task-rest_motion.tsv"
 
 
 def test_a_censored_series_is_irregular(lay_out):

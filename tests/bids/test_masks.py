@@ -54,6 +54,50 @@ def test_mask_from_other_space(lay_out, bold, mask):
     assert "mask-other-grid" in codes(run)
 
 
+COREGISTRATION = f"{FUNC}_from-boldref_to-T1w_mode-image_desc-coreg_xfm.txt"
+BACK = f"{ANAT}_from-MNI152NLin2009cAsym_to-T1w_mode-image_xfm.h5"
+OTHER = f"{ANAT}_from-MNI152NLin6Asym_to-T1w_mode-image_xfm.h5"
+
+
+@pytest.mark.parametrize(
+    ("space", "mask", "transforms"),
+    [
+        ("_space-MNI152NLin2009cAsym", "_space-T1w", [WARP]),
+        ("_space-MNI152NLin2009cAsym", "", [WARP, COREGISTRATION]),
+        ("_space-MNI152NLin2009cAsym", "_space-MNI152NLin6Asym", [WARP, OTHER]),
+        ("_space-T1w", "", [COREGISTRATION]),
+        ("_space-T1w", "_space-MNI152NLin2009cAsym", [BACK]),
+    ],
+)
+def test_the_runs_mask_comes_from_another_space_by_the_persons_transforms(
+    lay_out, space, mask, transforms
+):
+    own = f"{FUNC}{mask}_desc-brain_mask.nii.gz"
+    anatomical = f"{ANAT}_space-MNI152NLin2009cAsym_desc-brain_mask.nii.gz"
+    bold = f"{FUNC}{space}_desc-preproc_bold.nii.gz"
+    run = find(lay_out(bold, own, anatomical, WARP, BACK, OTHER, COREGISTRATION))
+    assert run.relative(run.mask) == own
+    assert [run.relative(path) for path in run.mask_transforms] == transforms
+    assert set(run.mask_transforms) <= set(run.sources)
+    assert "mask-other-grid" in codes(run)
+
+
+def test_the_mask_that_was_resampled_least_comes_first(lay_out):
+    masks = [f"{FUNC}{space}_desc-brain_mask.nii.gz" for space in ("_space-T1w", "")]
+    run = find(lay_out(BOLD, *masks, WARP, COREGISTRATION))
+    assert run.relative(run.mask) == masks[1]
+    run = find(lay_out(BOLD, *masks, WARP, folder="without"))
+    assert run.relative(run.mask) == masks[0]
+
+
+def test_a_dangling_transform_of_the_mask_is_missing_content(lay_out):
+    dataset = lay_out(BOLD, f"{FUNC}_space-T1w_desc-brain_mask.nii.gz")
+    (dataset / WARP).parent.mkdir()
+    (dataset / WARP).symlink_to("nowhere")
+    refusal = find(dataset)
+    assert (refusal.code, refusal.file) == ("missing-content", WARP)
+
+
 @pytest.mark.parametrize(
     "mask",
     [

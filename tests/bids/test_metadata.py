@@ -78,6 +78,10 @@ def test_a_guess_of_milliseconds_is_told():
     with pytest.raises(RunRefused, match=r"2000 ms.*--tr 2\."):
         resolve(None, 2000, header(0))
 
+    with pytest.raises(RunRefused, match=r"2000 ms.*--tr 2\."):
+        resolve(None, None, header(2000))
+    assert reason_of(resolve, None, None, header(15)) == "tr-range"
+
 
 def test_milliseconds_of_the_header_are_read_as_such():
     assert resolve(None, None, header(2000, "msec"))[:2] == (2.0, "header")
@@ -148,6 +152,11 @@ def test_irregular_volume_timing_is_refused(tmp_path, times):
 def test_volume_timing_against_repetition_time_is_a_conflict(tmp_path):
     assert reason_of(timing, tmp_path, VolumeTiming=[0, 2, 4], RepetitionTime=2.5) == "tr-conflict"
     assert timing(tmp_path, VolumeTiming=[0, 2, 4], RepetitionTime=2.0).seconds == 2
+
+
+@pytest.mark.parametrize("timing_of", [{"RepetitionTime": 2.0}, {"VolumeTiming": [0, 2, 4]}])
+def test_a_delay_does_not_change_the_spacing(tmp_path, timing_of):
+    assert timing(tmp_path, **timing_of, DelayTime=0.5, AcquisitionDuration=1.5).seconds == 2
 
 
 def test_a_silent_sidecar_states_nothing(tmp_path):

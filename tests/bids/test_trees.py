@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from slimbrain_app.bids.discover import discover
-from slimbrain_app.bids.entities import parse_name
+from slimbrain_app.bids.entities import VARIANT, entity_keys, parse_name
 from slimbrain_app.bids.folders import File
 from slimbrain_app.bids.runs import gather_runs
 from slimbrain_app.errors import CallRefused
@@ -19,6 +19,11 @@ TREES = (
     Path(os.environ.get("SLIMBRAIN_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
     / "fmriprep_trees"
 )
+FMRIPREP = {
+    "Name": "fMRIPrep",
+    "DatasetType": "derivative",
+    "GeneratedBy": [{"Name": "fMRIPrep", "Version": "25.2.0"}],
+}
 _ROOT = re.compile(r"((?:[^/]+/)*?)sub-[^/]+/(?:ses-[^/]+/)?(?:func|anat)/")
 
 
@@ -58,6 +63,72 @@ def test_every_release_list_yields_its_runs(lay_out, row):
     )
     assert len(found.runs) == int(row["runs_with_volume"])
     assert all(run.rung == 0 and run.confounds for run in found.runs)
+
+
+def pick_one_of_each_release():
+    """Lists with every release's fullest as it is, the others marked as slow.
+
+    pybids knows no name of the releases before 1.2: there `expected.tsv` alone is a second reading.
+    """
+    fullest, rows = {}, read_expected("fmriprep", "fmriprep_fake", "openneuro", "nibabies")
+    for row in rows:
+        release = row["list"].rsplit("/", 1)[0]
+        best = fullest.setdefault(release, row)
+        if int(row["runs_named"]) > int(best["runs_named"]):
+            fullest[release] = row
+    for row in rows:
+        if not row["list"].startswith(("fmriprep/1.0", "fmriprep/1.1")):
+            slow = [] if row in fullest.values() else [pytest.mark.slow]
+            yield pytest.param(row, marks=slow, id=row["list"])
+
+
+def find_with_pybids(dataset):
+    """The runs, by pybids' own reading of the names: numbers of runs as they are spelt."""
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+
+    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
+    config = ["bids", "derivatives"]
+    layout = BIDSLayout(dataset, validate=False, config=config, indexer=indexer)
+    keys = entity_keys()
+    for file in layout.get(suffix="bold", desc="preproc", extension=[".nii", ".nii.gz"]):
+        found = {keys[name]: str(value) for name, value in file.entities.items() if name in keys}
+        if "echo" not in found and found.get("part") != "phase":
+            yield frozenset((key, found[key]) for key in found.keys() - VARIANT)
+
+
+@pytest.mark.parametrize("row", pick_one_of_each_release())
+def test_pybids_finds_the_same_runs(lay_out, row):
+    dataset = lay_out(*read_names(row), description={**FMRIPREP, "BIDSVersion": "1.8.0"})
+    if row["runs_named"] == "0":
+        assert list(find_with_pybids(dataset)) == []
+        return
+    found = discover(dataset, Select(), Prepare())
+    with_volume = {run.entities for run in found.runs}
+    # Refused for want of a way to the model's space, not of a series.
+    with_volume |= {
+        parse_name(f"{refusal.run}_bold.nii.gz").entities
+        for refusal in found.refused
+        if refusal.code == "transform-missing"
+    }
+    assert {frozenset(entities) for entities in with_volume} == set(find_with_pybids(dataset))
+
+
+@pytest.mark.parametrize("row", read_expected("openneuro"), ids=by_list)
+def test_a_clone_without_content_is_all_missing_content(lay_out, row):
+    """Every file is a link into an annex from which nothing was fetched yet."""
+    dataset = lay_out()
+    for name in read_names(row):
+        (dataset / name).parent.mkdir(parents=True, exist_ok=True)
+        (dataset / name).symlink_to(f"../../.git/annex/objects/{Path(name).name}")
+    found = discover(dataset, Select(), Prepare())
+    counts = Counter(refusal.code for refusal in found.refused)
+    assert found.runs == ()
+    assert counts == Counter(
+        {"missing-content": int(row["runs_with_volume"]), "minimal-level": int(row["no_bold"])}
+    )
+    missing = [refusal for refusal in found.refused if refusal.code == "missing-content"]
+    assert all(f"datalad get {refusal.file}" in refusal.advice for refusal in missing)
+    assert all(".git/annex/objects" in refusal.found for refusal in missing)
 
 
 @pytest.mark.parametrize("row", read_expected("nibabies", "xcp_d_skeletons"), ids=by_list)

@@ -338,3 +338,191 @@ def test_no_socket_is_opened(one_person, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     result = slimbrain(one_person, tmp_path / "out", "participant", "--nprocs", 1)
     assert result.returncode == Exit.DONE, result.stderr
+
+
+def copy_run(source: Path, dataset: Path, label: str, task: str = "rest") -> Path:
+    """Copy the one run of a person as another person's or task's; return the BOLD's path."""
+    func = dataset / f"sub-{label}" / "func"
+    func.mkdir(parents=True, exist_ok=True)
+    for file in (source / "sub-01/func").iterdir():
+        name = file.name.replace("sub-01", f"sub-{label}").replace("task-rest", f"task-{task}")
+        shutil.copy(file, func / name)
+    return (
+        func / f"sub-{label}_task-{task}_run-01_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
+    )
+
+
+def write_motion(bold: Path, dummies: int, displacement: list[float]) -> None:
+    """Write a confounds table with nothing but motion and non-steady states."""
+    table = bold.with_name(f"{bold.name.split('_space-')[0]}_desc-confounds_timeseries.tsv")
+    columns = [f"non_steady_state_outlier{number:02}" for number in range(dummies)]
+    rows = [
+        "\t".join([moved, *(str(int(row == number)) for number in range(dummies))])
+        for row, moved in enumerate(["n/a", *map(str, displacement[1:])])
+    ]
+    table.write_text("\n".join(["\t".join(["framewise_displacement", *columns]), *rows]) + "\n")
+
+
+TR, DUMMIES = 2.0, 3
+# Four of five volumes, and two that stand alone.
+RESTLESS = [0.1 if volume % 5 == 0 else 2.0 for volume in range(40)]
+JERKY = [2.0 if volume in (9, 30) else 0.1 for volume in range(40)]
+
+
+@pytest.fixture(scope="session")
+def mixed(simulated: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Runs that are done and runs that are refused, for two people; their output, and the call."""
+    dataset = tmp_path_factory.mktemp("mixed") / "fmriprep"
+    shutil.copytree(simulated, dataset)
+    shutil.rmtree(dataset / "sub-01")
+    shutil.rmtree(dataset / "sub-02")
+    write_motion(copy_run(simulated, dataset, "01"), 0, RESTLESS)
+    write_motion(copy_run(simulated, dataset, "02"), DUMMIES, JERKY)
+    cut, bare, wrong = (copy_run(simulated, dataset, "02", task) for task in ("a", "b", "c"))
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    os.utime(cut, (0, 0))
+    bare.rename(bare.with_name(bare.name.replace("_space-MNI152NLin2009cAsym", "_space-Other")))
+    write_motion(wrong, 0, RESTLESS[:-1])
+    output = dataset.parent / "out"
+    return dataset, output, slimbrain(dataset, output, "participant", "--nprocs", 1)
+
+
+DONE = ("sub-01_task-rest_run-01", "sub-02_task-rest_run-01")
+
+
+def read_states(output: Path) -> dict[str, tuple[str, str | None]]:
+    people = json.loads((output / "logs/status.json").read_text())
+    runs = [run for person in people for run in person["runs"]]
+    assert len({run["run"] for run in runs}) == len(runs)
+    return {run["run"]: (run["state"], run["reason"]) for run in runs}
+
+
+def test_exit_code_and_status_agree(mixed):
+    """Every run found is done, with its files, or listed with a reason, without any."""
+    dataset, output, result = mixed
+    laid = {path.name.split("_space-")[0] for path in dataset.rglob("*_desc-preproc_bold.nii.gz")}
+    states = read_states(output)
+    assert states == {
+        **dict.fromkeys(DONE, ("done", None)),
+        "sub-02_task-a_run-01": ("refused", "truncated"),
+        "sub-02_task-b_run-01": ("refused", "no-space"),
+        "sub-02_task-c_run-01": ("refused", "bad-confounds"),
+    }
+    assert states.keys() == laid
+    assert result.returncode == Exit.DATA
+    written = {path.name.split("_space-")[0] for path in output.glob("sub-*/func/*")}
+    assert written == {run for run, (state, _) in states.items() if state == "done"}
+    again = slimbrain(dataset, output, "participant", "--participant-label", "01", "--nprocs", 1)
+    assert again.returncode == Exit.DONE
+    assert slimbrain(dataset, output, "participant", "--dry-run").returncode == Exit.DATA
+
+
+def test_run_of_outliers_ends_in_order(mixed):
+    """Most of its volumes are above the threshold: that is said, and the others go on."""
+    _, output, _ = mixed
+    (sidecar,) = (output / "sub-01").rglob("*_windows.json")
+    (warning,) = (
+        warning
+        for warning in json.loads(sidecar.read_text())["Warnings"]
+        if warning["code"] == "guard-relaxed"
+    )
+    assert "% of their frames are above 0.5 mm" in warning["message"]
+    assert warning["message"] in html.unescape((output / "sub-01.html").read_text())
+    (other,) = (output / "sub-02").rglob("*_windows.json")
+    assert "guard-relaxed" not in other.read_text()
+
+
+def test_dummy_scans_and_motion_of_the_confounds_reach_the_windows(mixed):
+    _, output, _ = mixed
+    (table,) = (output / "sub-02").rglob("*_windows.tsv")
+    header, *rows = (line.split("\t") for line in table.read_text().splitlines())
+    windows = [dict(zip(header, row, strict=True)) for row in rows]
+    assert float(windows[0]["onset"]) == DUMMIES * TR
+    for window in windows:
+        times = [float(window["onset"]) + frame * 0.72 for frame in range(40)]
+        # A frame is as bad as the worse of the two volumes that it lies between.
+        worst = [max(JERKY[int(time / TR)], JERKY[-int(-time // TR)]) for time in times]
+        assert int(window["censored_frames"]) == sum(moved > 0.5 for moved in worst)
+    assert {window["censored_frames"] == "0" for window in windows} == {True, False}
+
+
+def test_every_source_uri_resolves(mixed):
+    """By the links of the description, from wherever the output stands."""
+    _, output, _ = mixed
+    links = json.loads((output / "dataset_description.json").read_text())["DatasetLinks"]
+    sidecars = list(output.glob("sub-*/func/*.json"))
+    assert len(sidecars) > 4
+    for sidecar in sidecars:
+        sources = json.loads(sidecar.read_text())["Sources"]
+        assert len(sources) == 4
+        for source in sources:
+            scheme, link, path = source.split(":", 2)
+            assert scheme == "bids"
+            assert (output / links[link] / path).is_file()
+
+
+def test_resume_redoes_only_the_missing(mixed, tmp_path):
+    """No work folder is needed, and what was only touched is told by its checksum."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(mixed[0].parent, folder)
+    output = folder / "out"
+    (lost,) = (output / "sub-02").rglob("*_stat-mean_*_embeddings.json")
+    lost.unlink()
+    for path in (folder / "fmriprep/sub-01").rglob("*.nii.gz"):
+        os.utime(path, (1e9, 1e9))
+    kept = {path: path.stat().st_mtime_ns for path in (output / "sub-01/func").iterdir()}
+    before = read_numbers(output)
+    result = slimbrain(folder / "fmriprep", output, "participant", "--nprocs", 1)
+    assert result.returncode == Exit.DATA, result.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert lost.is_file()
+    assert read_numbers(output) == before
+    earlier = {path.name for path in (mixed[1] / "logs").iterdir()}
+    (log,) = (
+        path for path in output.glob("logs/*/slimbrain.log") if path.parent.name not in earlier
+    )
+    ranked = [line.split()[-1] for line in log.read_text().splitlines() if " rank " in line]
+    # Those that are refused are tried again, each time.
+    assert set(ranked) & set(DONE) == {"sub-02_task-rest_run-01"}
+
+
+def test_one_process_finishes(one_person, tmp_path, monkeypatch):
+    """It starts no other one that it could wait for."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nfrom multiprocessing.process import BaseProcess\n"
+        "def refuse(*_):\n    raise SystemExit('a process was started')\n"
+        "BaseProcess.start = os.fork = refuse\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = slimbrain(one_person, tmp_path / "out", "participant", "--nprocs", 1)
+    assert result.returncode == Exit.DONE, result.stderr
+    result = slimbrain(one_person, tmp_path / "two", "participant", "--nprocs", 2)
+    assert "a process was started" in result.stderr
+
+
+@pytest.mark.slow
+def test_twenty_processes_share_one_output(simulated, tmp_path):
+    """Two each for ten people, all at once: nothing is torn, and nobody is missing."""
+    dataset, output = tmp_path / "fmriprep", tmp_path / "out"
+    labels = [f"{number:02}" for number in range(10)]
+    for label in labels:
+        copy_run(simulated, dataset, label)
+    shutil.copy(simulated / "dataset_description.json", dataset)
+    command = [SLIMBRAIN, dataset, output, "participant", "--nprocs", 1, "--participant-label"]
+    processes = [
+        subprocess.Popen([*map(str, command), label], stdout=subprocess.DEVNULL)
+        for label in labels * 2
+    ]
+    codes = [process.wait(timeout=600) for process in processes]
+    assert set(codes) <= {Exit.DONE, Exit.TRY_AGAIN}
+    assert all(Exit.DONE in pair for pair in zip(codes[:10], codes[10:], strict=True))
+    assert not [name for name in list_files(output) if ".slimbrain-" in name]
+    for path in output.rglob("*.json"):
+        json.loads(path.read_text())
+    assert slimbrain(*command[1:-1]).returncode == Exit.DONE
+    assert read_states(output) == {
+        f"sub-{label}_task-rest_run-01": ("done", None) for label in labels
+    }
+    means = [path.read_bytes() for path in output.rglob("*_stat-mean_*_embeddings.tsv")]
+    assert len(means) == 10
+    assert len(set(means)) == 1

@@ -42,6 +42,18 @@ def test_displacement_is_found_under_the_name_of_each_era(tmp_path, name):
     assert (confounds.dummy_scans, confounds.notices) == (0, ())
 
 
+@pytest.mark.parametrize("cell", ["n/a", "nan", "NaN", "NA", "", "0.0"])
+def test_first_displacement_missing(tmp_path, cell):
+    """It is no motion; and of a run without its dummy scans the first one is none either."""
+    columns = {
+        "framewise_displacement": [cell, "0.1", "0.2", "0.3"],
+        "non_steady_state_outlier00": [1, 0, 0, 0],
+    }
+    confounds = read(tmp_path, columns)
+    assert confounds.displacement.tolist() == [0, 0.1, 0.2, 0.3]
+    assert confounds.kept_displacement == (0, 0.2, 0.3)
+
+
 def test_shared_tables_of_fmriprep_give_small_displacements(shared_data):
     func = shared_data / "fmriprep_like" / "sub-01" / "func"
     path = func / "sub-01_task-rest_run-01_desc-confounds_timeseries.tsv"
@@ -102,7 +114,7 @@ def test_ragged_rows_are_refused(tmp_path):
     assert caught.value.reason == "bad-confounds"
 
 
-def test_leading_non_steady_states_are_dummy_scans(tmp_path):
+def test_dummy_scans_from_columns(tmp_path):
     columns = {
         "framewise_displacement": FD,
         "non_steady_state_outlier00": [1, 0, 0, 0],

@@ -76,6 +76,47 @@ def test_values_are_scipys_on_straight_and_oblique_grids(make_run, turn, brain_o
     assert np.quantile(error, 0.999) < 0.51
 
 
+def turn_about(axis, angle):
+    """A rotation by an angle about an axis, by Rodrigues' formula."""
+    x, y, z = axis / np.linalg.norm(axis)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def draw_grid(seed, orientations):
+    """A grid around the template's brain: edges of 3 to 7 mm, any orientation, often oblique."""
+    draw = np.random.default_rng(seed)
+    angle = draw.choice([0, draw.uniform(0.05, 0.5)])
+    directions = turn_about(draw.normal(size=3), angle) @ np.diag(draw.uniform(3, 7, 3))
+    edges = np.linalg.norm(directions, axis=0)
+    shape = np.ceil((220 + 100 * angle) / edges).astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = directions
+    centre = np.array([0.0, -18, 16]) + draw.uniform(-3, 3, 3)
+    affine[:3, 3] = centre - directions @ ((shape - 1) / 2)
+    orientation = orientations[draw.integers(48)]
+    stored = tuple(shape[np.argsort(orientation[:, 0])])
+    return stored, affine @ inv_ornt_aff(orientation, tuple(shape)), draw
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_grid_reaches_the_model_grid(make_run, brain_on, orientations, seed):
+    """What rises evenly over the head does so on the model grid, wherever the voxels were."""
+    shape, affine, draw = draw_grid(seed, orientations)
+    slope, change = draw.normal(0, 3, 3), draw.normal(0, 3, 3)
+    places = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+    courses = np.array([-1.0, 0, 1, 0, 2, -2])
+    series = (10_000 + places @ slope)[..., None] + (300 + places @ change)[..., None] * courses
+    prepared = prepare(make_run(series.astype(np.float32), brain_on(shape, affine), affine))
+    assert prepared.coverage > 0.9
+    index = np.array(np.unravel_index(read(prepared, "voxels"), (96, 96, 96))).T
+    points = index * 2.0 + [-94.5, -112.5, -78.5]
+    np.testing.assert_allclose(read(prepared, "mean"), 10_000 + points @ slope, atol=0.5)
+    expected = (10_000 + points @ slope) + np.outer(courses, 300 + points @ change)
+    error = np.abs(values_of(prepared) - expected)
+    assert (error < read(prepared, "scale") + 0.5).all()
+
+
 def test_res_2_is_cropped_not_interpolated(make_run, brain_on, bold_like):
     mask = brain_on(RES_2_SHAPE, RES_2_AFFINE)
     series = bold_like(mask, 3)
@@ -88,13 +129,14 @@ def test_res_2_is_cropped_not_interpolated(make_run, brain_on, bold_like):
     assert (error <= read(prepared, "scale") * 0.501 + 2e-3).all()
 
 
-def test_left_stays_left_in_every_orientation(
+def test_left_stays_left_in_48_orientations(
     make_run, coarse_mask, coarse_series, coarse_affine, orientations
 ):
     coarse_series[:8] += 3_000 * coarse_mask[:8, ..., None]
     coarse_series[:, :9] += 1_000 * coarse_mask[:, :9, :, None]
     coarse_series[:, :, :7] -= 2_000 * coarse_mask[:, :, :7, None]
     plain = prepare(make_run(coarse_series.astype(np.int16), coarse_mask, coarse_affine))
+    assert len(orientations) == 48
     image = store.mean_image(plain)
     assert image[20, 48, 40] > image[75, 48, 40] + 2_000
     for orientation in orientations:
@@ -125,6 +167,28 @@ def test_mask_of_a_finer_grid_of_the_same_space_is_taken_over(
     other = prepare(run)
     shared = np.intersect1d(read(plain, "voxels"), read(other, "voxels"))
     assert len(shared) > 0.95 * plain.voxels
+
+
+def test_mask_of_another_space_comes_by_its_transforms(
+    make_coarse, coarse_mask, coarse_series, coarse_affine, write_image
+):
+    plain = prepare(make_coarse(coarse_series.astype(np.int16)))
+    run = make_coarse(coarse_series.astype(np.int16))
+    # In the other space all lies 16 mm to the left and 8 mm higher: two voxels and one.
+    moved = np.roll(coarse_mask, (-2, 0, 1), axis=(0, 1, 2))
+    write_image(run.mask, moved.astype(np.uint8), coarse_affine)
+    paths = []
+    for number, shift in enumerate(["10 0 0", "6 0 8"]):
+        path = run.dataset / f"{number}.txt"
+        path.write_text(
+            "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
+            f"Parameters: 1 0 0 0 1 0 0 0 1 {shift}\nFixedParameters: 0 0 0\n"
+        )
+        paths.append(path)
+    prepared = prepare(replace(run, mask_transforms=tuple(paths)))
+    for name in ("voxels", "signal"):
+        np.testing.assert_array_equal(read(prepared, name), read(plain, name))
+    assert {"0.txt", "1.txt"} <= dict(prepared.checksums).keys()
 
 
 def test_number_of_threads_changes_nothing(make_run, brain_on, bold_like):
@@ -271,9 +335,7 @@ def test_mask_outside_the_model_grid_is_empty(make_run, coarse_mask, coarse_seri
 
 
 @pytest.mark.parametrize(("planes", "code"), [(14, "refused"), (17, "low-coverage"), (25, None)])
-def test_coverage_is_judged_against_the_template(
-    make_coarse, coarse_mask, coarse_series, planes, code
-):
+def test_small_mask_is_flagged(make_coarse, coarse_mask, coarse_series, planes, code):
     mask = coarse_mask.copy()
     mask[:, planes:] = False
     run = make_coarse(coarse_series.astype(np.int16), mask)
@@ -347,6 +409,20 @@ def test_unusual_voxels_are_noticed(make_coarse, coarse_series):
     prepared = prepare(make_coarse(coarse_series.astype(np.int16)))
     notice = next(notice for notice in prepared.notices if notice.code == "voxel-size")
     assert "8 x 8 x 8 mm" in notice.message
+
+
+@pytest.mark.parametrize(
+    ("edges", "noticed"),
+    [((6, 5, 5), False), ((6.2, 5, 5), True), ((5, 5, 0.6), False), ((5, 5, 0.45), True)],
+)
+def test_voxels_are_judged_by_each_edge(make_run, brain_on, edges, noticed):
+    shape = tuple(int(200 / edge) for edge in edges)
+    affine = np.diag([*map(float, edges), 1.0])
+    affine[:3, 3] = -98, -118, -84
+    mask = brain_on(shape, affine)
+    series = np.random.default_rng(0).integers(1, 9, (*shape, 2)).astype(np.int16)
+    prepared = prepare(make_run(series, mask, affine))
+    assert ("voxel-size" in [notice.code for notice in prepared.notices]) == noticed
 
 
 def test_statistics_are_those_of_the_values(make_coarse, coarse_series):

@@ -173,7 +173,21 @@ def test_parts_are_taken_by_number_beyond_the_ninth(tmp_path, points):
     np.testing.assert_allclose(mapped(points, path), plain_map(points, [path]), atol=1e-4)
 
 
-def test_files_are_taken_in_order(tmp_path, points):
+def test_order_of_chain_on_known_points(tmp_path):
+    """By hand, in LPS: the field moves by (0, 0, 10), the affine doubles, the last turns x to y."""
+    size = [3, 3, 3, -100, -100, -100, 100, 100, 100, 1, 0, 0, 0, 1, 0, 0, 0, 1]
+    lift = ([0, 0, 10] * 27, size)
+    double = ([2, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0], [0, 0, 0])
+    warp = write_composite(tmp_path / "xfm.h5", [double, lift])
+    coregistration = write_affine(
+        tmp_path / "coreg.txt", [0, -1, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0]
+    )
+    # RAS (3, 4, 5) is LPS (-3, -4, 5), (-3, -4, 15), (-6, -8, 30), (8 + 1, -6, 30).
+    moved = mapped(np.array([[3.0, 4, 5], [0, 0, 0]]), warp, coregistration)
+    np.testing.assert_allclose(moved, [[-9, 6, 30], [-1, 0, 20]], atol=1e-4)
+
+
+def test_h5_chain_against_plain_evaluation(tmp_path, points):
     paths = [
         write_composite(tmp_path / "xfm.h5", [AFFINE, field()]),
         write_affine(tmp_path / "coreg.txt", [0, 1, 0, -1, 0, 0, 0, 0, 1, 5, 0, 0], [1, 2, 3]),
