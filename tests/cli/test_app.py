@@ -526,3 +526,20 @@ def test_twenty_processes_share_one_output(simulated, tmp_path):
     means = [path.read_bytes() for path in output.rglob("*_stat-mean_*_embeddings.tsv")]
     assert len(means) == 10
     assert len(set(means)) == 1
+
+
+def test_named_device_missing(one_person, tmp_path):
+    """The likely cause is a container that was not handed the card: never a quiet fall-back."""
+    output = tmp_path / "out"
+    result = slimbrain(one_person, output, "participant", "--device", "cuda:9")
+    assert result.returncode == Exit.UNAVAILABLE
+    assert all(word in result.stderr for word in ("device-missing", "cuda:9", "--nv", "--gpus all"))
+    assert not output.exists()
+
+
+def test_version_tells_what_the_model_wants():
+    """Four axes, one of time: which grid, which frames, how long."""
+    told = slimbrain("--version").stdout
+    assert all(
+        word in told for word in ("MNI152NLin2009cAsym", "96", "2 mm", "40 frames", "0.72 s")
+    )
