@@ -45,7 +45,7 @@ from slimbrain_app.settings import PretrainSettings
 from slimbrain_app.training.checkpoint import read_content, write_content
 from slimbrain_app.training.corpus import Corpus, Item
 from slimbrain_app.training.manifest import Manifest, write_manifest
-from slimbrain_app.workflow import participant
+from slimbrain_app.workflow import participant, plan
 from slimbrain_app.workflow.corpus import plan_corpus
 
 PAGE = "docs/troubleshooting.md"
@@ -533,6 +533,15 @@ def put_a_fault_into_the_program(place):
     return place.embed()
 
 
+@provokes("a fault of ours")
+def put_a_fault_into_the_planning(place):
+    def fail(*_):
+        raise IndexError("list index out of range")
+
+    place.patch.setattr(plan, "make_plan", fail)
+    return place.embed()
+
+
 # After an interrupted job
 
 
@@ -641,9 +650,9 @@ def take_a_run_prepared_by_another_release(place):
 
 def print_refusals(place) -> str:
     """Return what is said at the end of a training on prepared runs of those that it left out."""
-    plan = plan_corpus([place.embedded], place.folder / "trained", PretrainSettings(), Contract())
+    found = plan_corpus([place.embedded], place.folder / "trained", PretrainSettings(), Contract())
     place.screen.readouterr()
-    Terminal().show_refusals(one.refusal for one in plan.refused)
+    Terminal().show_refusals(one.refusal for one in found.refused)
     return place.screen.readouterr().err
 
 
@@ -659,8 +668,8 @@ def go_on_without_a_run(place):
 
 def go_on(place, settings: str, *runs: str) -> str:
     """Return what a training says that was begun with such settings, and with more runs."""
-    plan = plan_corpus([place.embedded], place.folder / "trained", PretrainSettings(), Contract())
-    kept = [*plan.recordings, *(replace(plan.recordings[0], run=run) for run in runs)]
+    found = plan_corpus([place.embedded], place.folder / "trained", PretrainSettings(), Contract())
+    kept = [*found.recordings, *(replace(found.recordings[0], run=run) for run in runs)]
     corpus = Corpus(tuple(Item(one, (0,)) for one in kept), (), Contract())
     begun = place.folder / "trained/models/tiny/checkpoints/corpus.json"
     write_manifest(begun, Manifest.of(corpus, {}, settings))
