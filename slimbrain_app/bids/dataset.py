@@ -56,7 +56,7 @@ def open_output(output: Path, dataset: Path) -> None:
     CallRefused
         ``same-folder`` if ``output`` is the dataset of another tool.
     """
-    _refuse_foreign(output)
+    refuse_foreign(output)
     folders = {**find_linked(dataset), LINK: dataset}
     links = {name: _lead_to(folder, output) for name, folder in folders.items()}
     description = json.dumps(_describe(_read_description(dataset), links), indent=2) + "\n"
@@ -96,10 +96,11 @@ def _list_makers(description: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [maker for maker in makers if isinstance(maker, dict) and "Name" in maker]
 
 
-def _refuse_foreign(output: Path) -> None:
+def refuse_foreign(output: Path) -> None:
+    """Refuse as ``same-folder`` an output that is the dataset of another tool."""
     description = output / "dataset_description.json"
     names = [maker["Name"] for maker in _list_makers(_read_description(output))]
-    if description.exists() and "SlimBrain" not in names:
+    if os.access(description, os.F_OK) and "SlimBrain" not in names:
         raise CallRefused(
             "same-folder",
             file=output,

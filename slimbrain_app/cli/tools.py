@@ -10,6 +10,7 @@ from typing import Any
 
 from slimbrain_app import __version__
 from slimbrain_app.cli.arguments import Parser
+from slimbrain_app.cli.doctor import add_doctor
 from slimbrain_app.cli.models import add_models
 from slimbrain_app.cli.slurm import add_slurm
 from slimbrain_app.errors import CallRefused, Exit
@@ -21,8 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options = make_parser().parse_strictly(words)
-        options.run(options)
-        return Exit.DONE
+        return options.run(options) or Exit.DONE
     except CallRefused as error:
         print(f"slimbrain-tools: {error}", file=sys.stderr)
         return error.exit_code
@@ -38,6 +38,7 @@ def make_parser() -> Parser:
     _add_simulate(commands)
     add_models(commands)
     add_slurm(commands)
+    add_doctor(commands)
     return parser
 
 

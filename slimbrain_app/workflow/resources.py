@@ -64,26 +64,39 @@ def count_threads(limits: Limits, workers: int) -> int:
 
 def count_processors(environment: Mapping[str, str], cgroup: Path) -> int:
     """Return the fewest of: the process's own processors, the cgroup's quota, Slurm's share."""
-    counts = [len(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else []
-    counts.append(os.cpu_count() or 1)
-    if (slurm := environment.get("SLURM_CPUS_PER_TASK", "")).isdecimal():
-        counts.append(int(slurm))
-    for quota, period in (_read_quota(cgroup), _read_old_quota(cgroup)):
-        if quota.isdecimal():
-            counts.append(int(quota) // int(period))
-    return max(1, min(counts))
+    return max(1, min(list_processors(environment, cgroup).values()))
 
 
 def measure_memory(environment: Mapping[str, str], cgroup: Path) -> float:
     """Return the least of: the host's memory, the cgroup's limit, Slurm's share, in GB."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    return min(list_memory(environment, cgroup).values())
+
+
+def list_processors(environment: Mapping[str, str], cgroup: Path) -> dict[str, int]:
+    """Return how many processors there are by each limit, and by the host."""
+    counts = {"host": os.cpu_count() or 1}
+    if hasattr(os, "sched_getaffinity"):
+        counts["affinity"] = len(os.sched_getaffinity(0))
+    if (slurm := environment.get("SLURM_CPUS_PER_TASK", "")).isdecimal():
+        counts["SLURM_CPUS_PER_TASK"] = int(slurm)
+    quotas = {"cgroup v2": _read_quota(cgroup), "cgroup v1": _read_old_quota(cgroup)}
+    for origin, (quota, period) in quotas.items():
+        if quota.isdecimal():
+            counts[origin] = int(quota) // int(period)
+    return counts
+
+
+def list_memory(environment: Mapping[str, str], cgroup: Path) -> dict[str, float]:
+    """Return how much memory there is by each limit, and by the host, in GB."""
+    sizes = {"host": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
     if (slurm := environment.get("SLURM_MEM_PER_NODE", "")).isdecimal():
-        sizes.append(int(slurm) * 2**20)
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        sizes["SLURM_MEM_PER_NODE"] = int(slurm) * 2**20
+    names = {"cgroup v2": "memory.max", "cgroup v1": "memory/memory.limit_in_bytes"}
+    for origin, name in names.items():
         match _read_words(cgroup / name):
             case [size] if size.isdecimal():
-                sizes.append(int(size))
-    return min(sizes) / 1e9
+                sizes[origin] = int(size)
+    return {origin: size / 1e9 for origin, size in sizes.items()}
 
 
 def _read_quota(cgroup: Path) -> tuple[str, str]:
