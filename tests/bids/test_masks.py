@@ -83,11 +83,12 @@ def test_the_runs_mask_comes_from_another_space_by_the_persons_transforms(
 
 
 def test_the_mask_that_was_resampled_least_comes_first(lay_out):
-    masks = [f"{FUNC}{space}_desc-brain_mask.nii.gz" for space in ("_space-T1w", "")]
-    run = find(lay_out(BOLD, *masks, WARP, COREGISTRATION))
-    assert run.relative(run.mask) == masks[1]
-    run = find(lay_out(BOLD, *masks, WARP, folder="without"))
-    assert run.relative(run.mask) == masks[0]
+    spaces = ("", "_space-T1w", "_space-MNI152NLin6Asym")
+    masks = [f"{FUNC}{space}_desc-brain_mask.nii.gz" for space in spaces]
+    for first in range(3):
+        dataset = lay_out(BOLD, *masks[first:], WARP, OTHER, COREGISTRATION, folder=f"{first}")
+        run = find(dataset)
+        assert run.relative(run.mask) == masks[first]
 
 
 def test_a_dangling_transform_of_the_mask_is_missing_content(lay_out):
