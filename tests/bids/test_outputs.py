@@ -21,6 +21,8 @@ from slimbrain_app.bids.outputs import (
     write_person,
     write_run,
 )
+from slimbrain_app.files import sha256_of
+from slimbrain_app.prepare.reading import stamp
 from slimbrain_app.records import (
     Explanation,
     Head,
@@ -138,6 +140,10 @@ def test_every_column_is_described(finished):
         if name.endswith(".tsv"):
             columns = pd.read_csv(finished.output / name, sep="\t").columns
             sidecar = json.loads((finished.output / name).with_suffix(".json").read_text())
+            if columns[-1].startswith("e"):  # Dimensions, described together.
+                first, last = (column for column in columns if column in ("e0000", columns[-1]))
+                assert sidecar[f"{first} to {last}"]["Units"] == "arbitrary"
+                columns = columns[: list(columns).index(first)]
             assert all(sidecar[column]["Description"] for column in columns)
 
 
@@ -150,6 +156,81 @@ def test_sidecars_say_where_the_data_come_from(finished):
             assert sidecar["Model"]["Trained"] is False
             assert sidecar["Seed"] == 0
             assert sidecar["Warnings"][0]["code"] == "no-confounds"
+
+
+def sidecar_of(finished):
+    write(finished)
+    return json.loads((finished.output / f"{STEM}_desc-slimbrain_windows.json").read_text())
+
+
+def with_sidecars(finished, **contents):
+    """The run with JSONs of its own, of raw data that the dataset links to, and a template's."""
+    dataset, raw = finished.run.dataset, finished.output.parent / "raw"
+    description = json.loads((dataset / "dataset_description.json").read_text())
+    links = {"DatasetLinks": {"raw": "../raw"}}
+    (dataset / "dataset_description.json").write_text(json.dumps({**description, **links}))
+    raw.mkdir()
+    places = {"own": dataset / "own.json", "raw": raw / "task-rest_bold.json"}
+    for name, content in contents.items():
+        places[name].write_text(json.dumps(content))
+    template = finished.output.parent / "tpl-MNI152NLin2009cAsym_from-MNI152NLin6Asym_xfm.h5"
+    template.write_bytes(b"x")
+    sidecars = tuple(places[name] for name in contents)
+    run = replace(finished.run, sidecars=sidecars, transforms=(template,))
+    prepared = replace(
+        finished.prepared,
+        checksums=tuple((run.relative(path), sha256_of(path)) for path in run.sources),
+        stamps=tuple(stamp(path, run.relative(path)) for path in run.sources),
+    )
+    return replace(finished, run=run, prepared=prepared)
+
+
+def test_timing_of_the_source_is_passed_on(finished):
+    assert not {"StartTime", "SliceTimingCorrected"} & sidecar_of(finished).keys()
+    own = {"RepetitionTime": 2.0, "SliceTimingCorrected": True, "StartTime": 0.96, "EchoTime": 0.03}
+    told = with_sidecars(finished, own=own, raw={"SliceTimingCorrected": False, "StartTime": 0})
+    sidecar = sidecar_of(told)
+    assert (sidecar["StartTime"], sidecar["SliceTimingCorrected"]) == (0.96, True)
+    windows = pd.read_csv(told.output / f"{STEM}_desc-slimbrain_windows.tsv", sep="\t")
+    assert windows["onset"][0] == told.ranked.windows[0].onset
+    assert "EchoTime" not in sidecar
+
+
+def test_sources_outside_of_the_dataset_are_named_by_what_links_to_them(finished):
+    sources = sidecar_of(with_sidecars(finished, own={}, raw={}))["Sources"]
+    assert sources[-3:] == [
+        "bids:preprocessed:own.json",
+        "bids:raw:task-rest_bold.json",
+        "https://templateflow.s3.amazonaws.com/tpl-MNI152NLin2009cAsym/"
+        "tpl-MNI152NLin2009cAsym_from-MNI152NLin6Asym_xfm.h5",
+    ]
+
+
+def test_what_came_from_elsewhere_is_current_as_long_as_it_stays(finished):
+    told = with_sidecars(finished, own={}, raw={"RepetitionTime": 2.0})
+    write(told)
+    assert is_current(told.output, told.run, told.provenance)
+    told.run.sidecars[1].write_text("{}")
+    assert not is_current(told.output, told.run, told.provenance)
+
+
+def test_a_source_that_was_replaced_after_it_was_read_is_another(finished):
+    replaced = finished.run.bold
+    replaced.write_bytes(b"another")
+    write(finished)
+    assert not is_current(finished.output, finished.run, finished.provenance)
+
+
+def test_a_source_that_went_after_it_was_read_costs_nothing(finished):
+    finished.run.bold.unlink()
+    write(finished)
+    (told,) = finished.output.rglob("*_stat-mean_*.json")
+    assert len(json.loads(told.read_text())["InputChecksums"]) == len(finished.run.sources)
+
+
+def test_mean_displacement_leaves_out_the_first_volume(finished):
+    prepared = replace(finished.prepared, displacement=(0.0, 0.1, 0.3))
+    assert sidecar_of(replace(finished, prepared=prepared))["MeanFramewiseDisplacement"] == 0.2
 
 
 def test_output_holds_no_absolute_path(finished, tmp_path):
@@ -195,7 +276,10 @@ def test_a_touched_input_with_the_same_bytes_is_no_change(finished):
     assert not is_current(finished.output, finished.run, finished.provenance)
 
 
-@pytest.mark.parametrize("ending", ["mask.nii.gz", "windows.tsv", "stat-mean_*embeddings.json"])
+@pytest.mark.parametrize(
+    "ending",
+    ["mask.nii.gz", "mask.json", "windows.tsv", "windows.json", "stat-mean_*embeddings.json"],
+)
 def test_a_lost_or_damaged_output_is_noticed(finished, ending):
     write(finished)
     (victim,) = finished.output.rglob(f"*{ending}")
