@@ -194,7 +194,7 @@ def _leading_dummies(columns: dict[str, tuple[str, ...]], volumes: int, name: st
 
 def _numbers(cells: tuple[str, ...], key: str, name: str | None) -> NDArray[np.float64]:
     # The first volume has moved from nowhere: every era writes n/a there.
-    texts = ["0" if row == 0 and cell.lower() in _MISSING else cell for row, cell in enumerate(cells)]
+    texts = ("0", *cells[1:]) if cells and cells[0].lower() in _MISSING else cells
     for row, cell in enumerate(texts):
         if not _is_number(cell) or not np.isfinite(float(cell)):
             raise _bad(name, f"numbers in column {key}", f"{cell!r} in row {row + 1}")
