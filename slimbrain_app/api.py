@@ -31,7 +31,8 @@ from slimbrain_app.bids.metadata import (
     resolve_repetition_time,
 )
 from slimbrain_app.bids.spaces import MODEL, NATIVE, space_of
-from slimbrain_app.embedding import choose_device, embed_run
+from slimbrain_app.device import choose_device
+from slimbrain_app.embedding import embed_run
 from slimbrain_app.errors import CallRefused, RunRefused, SlimBrainError
 from slimbrain_app.files import sha256_of
 from slimbrain_app.model.packages import Package, load_extractor, load_package, note_seen

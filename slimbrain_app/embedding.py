@@ -8,14 +8,15 @@ product depends on both.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slimbrain_app.errors import CallRefused, RunRefused
+from slimbrain_app.device import memory_refused
+from slimbrain_app.errors import RunRefused
 from slimbrain_app.records import Contract, Embedding, Notice, PreparedRun, RankedRun
 from slimbrain_app.settings import Encode
 
@@ -35,12 +36,19 @@ BATCHES = {"cpu": 1, "cuda": 8, "mps": 4}
 # Values of tokens, of all views that several threads embed at once: about 1 GB on their way.
 _AT_ONCE = 12_000_000
 
-
+# Of a batch: embeddings (views, width), and signals (views, times, places).
+Encoded = tuple["NDArray[np.float32]", "NDArray[np.float32]"]
 NO_COVARIANCE = Notice(
     code="no-covariance",
     message="which places move together can't be told: there are too few windows, or a place that "
     "the model compares lies outside the brain mask",
 )
+
+
+def describe_move(device: str) -> Notice:
+    """Say that a run was embedded on the CPU, as ``--device auto`` allows."""
+    message = f"{device} has no room for one view: the run was embedded on the CPU"
+    return Notice(code="moved-to-cpu", message=message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +66,12 @@ def embed_run(
     package: Package,
     settings: Encode,
     device: str,
+    *,
+    or_cpu: bool = False,
 ) -> Embedding:
     """Embed the selected windows of a run.
+
+    Where a GPU is too small for a batch, half of it is tried, down to a single view.
 
     Parameters
     ----------
@@ -69,20 +81,40 @@ def embed_run(
     settings : Encode
     device : str
         As `choose_device` returns it.
+    or_cpu : bool
+        Whether to go on on the CPU where a GPU has no room for one view.
 
     Raises
     ------
     RunRefused
         ``out-of-memory`` on a GPU that is too small or too full.
     """
+    try:
+        return _embed_on(device, prepared, ranked, package, settings)
+    except RunRefused as error:
+        if not or_cpu or device == "cpu" or error.reason != "out-of-memory":
+            raise
+    return _embed_on("cpu", prepared, ranked, package, settings)
+
+
+def _embed_on(
+    device: str, prepared: PreparedRun, ranked: RankedRun, package: Package, settings: Encode
+) -> Embedding:
     from slimbrain_app.model.packages import load_encoder, load_readout
     from slimbrain_app.prepare.store import count_frames
 
     frames = count_frames(prepared, package.contract.frame_time)
     views = list_views(ranked, settings.views, frames, package.contract)
-    encoder, readout = load_encoder(package, device), load_readout(package)
+    with memory_refused(device):
+        encoder, readout = load_encoder(package, device), load_readout(package)
     direction = None if readout is None else readout.direction
-    batches = encode_views(prepared, package.contract, encoder, views, device, direction)
+
+    def encode(at_once: int) -> list[Encoded]:
+        return list(
+            encode_views(prepared, package.contract, encoder, views, device, direction, at_once)
+        )
+
+    batches = _halve(encode, BATCHES[device.partition(":")[0]])
     rows, signals = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     return Embedding(
         views=rows,
@@ -92,6 +124,17 @@ def embed_run(
         device=device,
         covariance=None if readout is None else _compare_places(readout, signals, ranked),
     )
+
+
+def _halve(encode: Callable[[int], list[Encoded]], at_once: int) -> list[Encoded]:
+    """Encode as many views at once as there is memory for, all passes alike."""
+    while True:
+        try:
+            return encode(at_once)
+        except RunRefused as error:
+            if error.reason != "out-of-memory" or at_once == 1:
+                raise
+        at_once //= 2
 
 
 def _compare_places(
@@ -131,49 +174,6 @@ def list_views(
     return tuple(views)
 
 
-def choose_device(name: str) -> str:
-    """Return the device to compute on: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-
-    Parameters
-    ----------
-    name : str
-        One of these, or ``auto`` for the fastest at hand.
-
-    Raises
-    ------
-    CallRefused
-        ``usage`` for another name; ``device-missing`` if the device is not there.
-    """
-    import torch
-
-    at_hand = {
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-        "cpu": 1,
-    }
-    if name == "auto":
-        return next(kind for kind, count in at_hand.items() if count)
-    kind, _, number = name.partition(":")
-    if kind not in at_hand or not (number.isdecimal() or name == kind):
-        raise CallRefused(
-            "usage",
-            expected="a device: auto, cpu, cuda, cuda:N or mps",
-            found=name,
-            advice="choose one of them",
-        )
-    if int(number or 0) >= at_hand[kind]:
-        raise CallRefused(
-            "device-missing",
-            expected=f"the device {name}",
-            found=f"{at_hand[kind]} of the kind {kind}",
-            advice=(
-                "in a container, pass the GPU on: apptainer run --nv or docker run --gpus all; "
-                "else use --device cpu"
-            ),
-        )
-    return name
-
-
 def _spread(start: int, count: int, last: int) -> list[float]:
     if count == 1:
         return [float(start)]
@@ -199,8 +199,11 @@ def encode_views(
     views: tuple[View, ...],
     device: str,
     direction: NDArray[np.float32] | None,
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    at_once: int | None = None,
+) -> Iterator[Encoded]:
     """Yield embeddings and signals batch by batch, each computed in the same shape.
+
+    There are ``at_once`` views in a batch, or as many as the device's kind usually takes.
 
     Signals are (views, times, places) of the final grid, the product of each cell with a direction
     (width,); NaN where there is no cell, and everywhere without a direction.
@@ -211,7 +214,7 @@ def encode_views(
     from slimbrain_app.prepare.parallel import map_in_order
     from slimbrain_app.prepare.store import mask_image
 
-    size = BATCHES[device.partition(":")[0]]
+    size = at_once or BATCHES[device.partition(":")[0]]
     kept = keep_brain(torch.from_numpy(mask_image(prepared)), encoder.sizes)
     single = build_table(kept, encoder.sizes).to(device)
     table = build_table(kept.expand(size, *kept.shape), encoder.sizes).to(device)
@@ -223,7 +226,7 @@ def encode_views(
 
     along = None if direction is None else torch.from_numpy(direction).to(device)
 
-    def embed(batch: tuple[View, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def embed(batch: tuple[View, ...]) -> Encoded:
         with torch.inference_mode(), memory_refused(device):
             patches = [read(view) for view in batch]
             missing = size - len(patches)
@@ -279,19 +282,3 @@ def read_view(prepared: PreparedRun, contract: Contract, view: View) -> NDArray[
             for channel in contract.channels
         ]
     )
-
-
-@contextmanager
-def memory_refused(device: str) -> Iterator[None]:
-    """Turn a device's want of memory into a refusal of the run, ``out-of-memory``."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise RunRefused(
-            "out-of-memory",
-            expected=f"memory for a batch of views on {device}",
-            found=str(error).splitlines()[0],
-            advice="free the device, or use a larger one or --device cpu",
-        ) from error

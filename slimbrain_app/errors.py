@@ -95,7 +95,7 @@ REASONS: Mapping[str, Reason] = {
     # Also ends a training.
     "out-of-memory": _run("the run needed more memory than there is"),
     "worker-killed": _run("the process that worked on the run was killed"),
-    "timeout": _run("the run took longer than allowed"),
+    "timeout": _run("the process that worked on the run stood still"),
     "locked": _run("another process works on this participant", Exit.TRY_AGAIN),
     "no-template": _run("a TemplateFlow transform is not at hand", Exit.UNAVAILABLE),
     "internal": _run("a fault of SlimBrain; see the crash file", Exit.FAULT),
@@ -108,6 +108,7 @@ REASONS: Mapping[str, Reason] = {
     "constant-voxels": _warning("voxels inside the mask never change; they are set to zero"),
     "non-finite": _warning("single non-finite values were replaced by the voxel's mean"),
     "not-ranked": _warning("too few windows to compare: nothing was ranked"),
+    "moved-to-cpu": _warning("the GPU is too small or too full; the CPU has done its work"),
     "no-covariance": _warning("which places move together can't be told of this run"),
     "seen-in-training": _warning("the model's weights were trained on this run, or chosen by it"),
     "tr-from-header": _warning("the repetition time comes from the NIfTI header alone"),

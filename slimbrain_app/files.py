@@ -19,8 +19,11 @@ from slimbrain_app.errors import CallRefused, RunRefused
 TEMPORARY = ".slimbrain-"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# The last three: a file stands where a folder is needed, or the other way round.
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+_DENIED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
+    # A file stands where a folder is needed, or the other way round.
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+)
 
 
 @contextmanager
@@ -35,7 +38,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         ``not-writable`` or ``disk-full``.
     """
     temporary = _beside(path)
-    with _write_errors(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -52,7 +55,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     A folder that already stands at ``path`` is replaced.
     """
     temporary = _beside(path)
-    with _write_errors(path):
+    with writing(path):
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -83,7 +86,7 @@ def append_line(path: Path, line: str) -> None:
     CallRefused
         ``not-writable`` or ``disk-full``.
     """
-    with _write_errors(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:
             stream.write(f"{line}\n")
@@ -94,6 +97,20 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def parse_json(content: str | bytes) -> Any:
+    """Return what JSON holds.
+
+    Raises
+    ------
+    ValueError
+        Whatever is wrong with it.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as hexadecimal digits."""
     with path.open("rb") as stream:
@@ -101,20 +118,20 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
+def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the kernel's lock on ``path`` while the block runs; it dies with the process.
 
     Raises
     ------
     RunRefused
-        ``locked`` if another process holds it.
+        ``locked`` if another process holds it, and it isn't to be waited for.
     """
-    with _write_errors(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a")
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise RunRefused(
                 "locked",
@@ -154,11 +171,19 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write at or below ``path`` into ours.
+
+    Raises
+    ------
+    CallRefused
+        ``not-writable`` or ``disk-full``.
+    """
     try:
         yield
     except OSError as error:
-        full = error.errno in _FULL
+        # numpy writes on its own, and gives no number.
+        full = error.errno in _FULL or (error.errno is None and "requested and" in str(error))
         if not full and not (error.errno in _DENIED and _concerns(error, path)):
             raise
         raise CallRefused(

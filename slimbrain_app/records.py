@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from slimbrain_app.errors import REASONS, Exit, SlimBrainError, worst
+from slimbrain_app.errors import (
+    REASONS,
+    CallRefused,
+    Exit,
+    RunRefused,
+    Scope,
+    SlimBrainError,
+    worst,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +55,17 @@ class Refusal:
             expected=error.expected,
             found=error.found,
             advice=error.advice,
+        )
+
+    def restore(self) -> SlimBrainError:
+        """Return the error that it was made of."""
+        kind = CallRefused if REASONS[self.code].scope is Scope.CALL else RunRefused
+        return kind(
+            self.code,
+            file=self.file,
+            expected=self.expected,
+            found=self.found,
+            advice=self.advice,
         )
 
     @property
@@ -169,6 +188,8 @@ class PreparedRun:
         where a run was simulated as prepared.
     fingerprint : str
         Hash of what made it.
+    stamps : tuple of (str, int, int)
+        Source file, its size in bytes and the time of its last change in ns, when it was read.
     """
 
     folder: Path
@@ -186,6 +207,7 @@ class PreparedRun:
     checksums: tuple[tuple[str, str], ...]
     fingerprint: str
     notices: tuple[Notice, ...]
+    stamps: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def identity(self) -> str:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimbrain_app import embedding
-from slimbrain_app.embedding import choose_device, embed_run, list_views
-from slimbrain_app.errors import CallRefused, Exit
+from slimbrain_app.embedding import embed_run, list_views
+from slimbrain_app.errors import RunRefused
 from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.packages import Config, create_package, load_encoder, save_package
 from slimbrain_app.model.presets import PRESETS
@@ -213,22 +213,58 @@ def test_the_frame_time_of_the_contract_is_used(prepared, tmp_path):
     assert embedded.onsets[1] == pytest.approx(embedded.onsets[0] + 10 * 1.0)
 
 
-def test_auto_chooses_a_device_that_is_there():
-    assert choose_device(choose_device("auto")) == choose_device("auto")
-    assert choose_device("cpu") == "cpu"
+@pytest.fixture
+def crowd(monkeypatch):
+    """Let passes of more than so many views find too little memory; note the sizes that ran."""
+
+    def leave_room(most, batch=8):
+        ran = []
+        encode = Encoder.encode_cells
+
+        def encode_if_it_fits(self, patches, table):
+            if len(table.lengths) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.")
+            ran.append(len(table.lengths))
+            return encode(self, patches, table)
+
+        monkeypatch.setattr(Encoder, "encode_cells", encode_if_it_fits)
+        monkeypatch.setitem(embedding.BATCHES, "cpu", batch)
+        return ran
+
+    return leave_room
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "mps:7"])
-def test_a_device_that_is_not_there_is_refused_with_the_container_flags(name):
-    with pytest.raises(CallRefused) as caught:
-        choose_device(name)
-    assert caught.value.reason == "device-missing"
-    assert caught.value.exit_code == Exit.UNAVAILABLE
-    assert "--nv" in caught.value.advice and "--gpus all" in caught.value.advice
+def test_want_of_memory_halves_the_batch_for_all_views_alike(prepared, package, crowd):
+    ranked = rank([0, 20, 60])
+    one_by_one = embed(prepared, ranked, package).views
+    ran = crowd(most=2)
+    rows = embed(prepared, ranked, package).views
+    assert ran == [2, 2]
+    np.testing.assert_allclose(rows, one_by_one, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "", "CPU"])
-def test_a_device_of_an_unknown_name_is_a_usage_error(name):
-    with pytest.raises(CallRefused) as caught:
-        choose_device(name)
-    assert caught.value.exit_code == Exit.USAGE
+def test_no_room_for_one_view_is_out_of_memory(prepared, package, crowd):
+    crowd(most=0)
+    with pytest.raises(RunRefused, match="out-of-memory") as caught:
+        embed(prepared, rank([0]), package)
+    assert "3 GiB" in caught.value.found
+
+
+@pytest.mark.parametrize("or_cpu", [False, True])
+def test_the_cpu_takes_over_only_where_that_is_allowed(prepared, package, monkeypatch, or_cpu):
+    ranked, embed_on = rank([0, 20]), embedding._embed_on
+    on_cpu = embed(prepared, ranked, package)
+
+    def embed_where_there_is_room(device, *others):
+        if device != "cpu":
+            raise RunRefused("out-of-memory", expected="room", found="none", advice="")
+        return embed_on(device, *others)
+
+    monkeypatch.setattr(embedding, "_embed_on", embed_where_there_is_room)
+    if not or_cpu:
+        with pytest.raises(RunRefused, match="out-of-memory"):
+            embed_run(prepared, ranked, package, Encode(), "cuda", or_cpu=or_cpu)
+        return
+    moved = embed_run(prepared, ranked, package, Encode(), "cuda", or_cpu=or_cpu)
+    assert moved.device == "cpu"
+    assert np.array_equal(moved.views, on_cpu.views)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, fields
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from slimbrain_app.bids.discover import list_participants, no_participant, no_runs_left
 from slimbrain_app.bids.entities import VARIANT, Entities, Name, parse_name, strip_prefix
@@ -16,26 +18,77 @@ from slimbrain_app.bids.filters import Filter, build_filter
 from slimbrain_app.bids.outputs import name_person_output, read_predictions
 from slimbrain_app.bids.status import describe_fault, has_status, list_told, load_status
 from slimbrain_app.errors import CallRefused, RunRefused
+from slimbrain_app.files import parse_json
 from slimbrain_app.records import Prediction, Refusal
 from slimbrain_app.settings import Select
 
-# What is kept of a run's sidecar; its columns and checksums are most of its size.
-_KEPT = (
-    "RepetitionTime",
-    "RepetitionTimeOrigin",
-    "Ladder",
-    "Volumes",
-    "DummyScans",
-    "Voxels",
-    "Coverage",
-    "ConstantVoxels",
-    "ClippedValues",
-    "ReplacedValues",
-    "MeanFramewiseDisplacement",
-    "Windows",
-    "SelectedWindows",
-    "Warnings",
-)
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from pydantic import TypeAdapter
+
+Told = TypeVar("Told")
+
+
+@dataclass
+class _Head:
+    """What a sidecar says of a head, as far as it is read."""
+
+    Outcome: str
+    Units: str | None
+    Levels: dict[str, str]
+    People: int
+    Performance: str
+
+
+@dataclass
+class _Model:
+    Name: str
+    SHA256: str
+    Heads: list[_Head] = field(default_factory=list)
+
+
+@dataclass
+class _Warning:
+    code: str
+
+
+@dataclass(kw_only=True)
+class _Figures:
+    """What is kept of a run's sidecar: how it was prepared, and figures of quality."""
+
+    RepetitionTime: float | None = None
+    RepetitionTimeOrigin: str | None = None
+    Ladder: dict[str, str | int] | None = None
+    Volumes: int | None = None
+    DummyScans: int | None = None
+    Voxels: int | None = None
+    Coverage: float | None = None
+    ConstantVoxels: int | None = None
+    ClippedValues: int | None = None
+    ReplacedValues: int | None = None
+    MeanFramewiseDisplacement: float | None = None
+    Windows: int | None = None
+    SelectedWindows: int | None = None
+    Warnings: list[_Warning] | None = None
+
+
+@dataclass(kw_only=True)
+class _Sidecar(_Figures):
+    Model: _Model
+    Settings: dict[str, dict[str, Any]]
+    SettingsFingerprint: str
+    Seed: int
+    Outputs: dict[str, str]
+
+
+_FIGURES = tuple(figure.name for figure in fields(_Figures))
+
+
+@dataclass
+class _PersonSidecar:
+    Model: _Model
+    Runs: list[str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +123,8 @@ class CohortRun:
         What its sidecar says of quality, by the sidecar's keys.
     embedding : str
         The row of its table; ``columns`` is the header.
+    numbers : ndarray, float32, shape (width,), or None
+        That row.
     source : str
         That table, below the output folder.
     """
@@ -82,6 +137,7 @@ class CohortRun:
     facts: Mapping[str, Any] = field(default_factory=dict)
     columns: str = ""
     embedding: str = ""
+    numbers: NDArray[np.float32] | None = field(default=None, compare=False)
     source: str = ""
 
 
@@ -142,16 +198,18 @@ def read_person(output: Path, participant: str) -> PersonPredictions | None:
     if not (output / name).exists():
         return None
     try:
-        facts = json.loads((output / name).read_bytes())
+        facts = _read_as(_PersonSidecar, (output / name).read_bytes())
         told = PersonPredictions(
-            sha256=facts["Model"]["SHA256"],
-            runs=tuple(facts["Runs"]),
+            sha256=facts.Model.SHA256,
+            runs=tuple(facts.Runs),
             predictions=read_predictions((output / name).with_suffix(".tsv")),
         )
-        levels = {(h["Outcome"], level) for h in facts["Model"]["Heads"] for level in levels_of(h)}
+        levels = {
+            (h.Outcome, level) for h in facts.Model.Heads for level in tuple(h.Levels) or (None,)
+        }
         if {(one.outcome, one.level) for one in told.predictions} != levels:
             raise ValueError("rows of other outcomes than the heads'")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise RunRefused(
             "output-bad",
             file=name,
@@ -206,19 +264,31 @@ def _trace_runs(output: Path, label: str) -> Iterator[_Trace]:
             refusals = {status.run: status.refusal for status in load_status(output, label)}
     except RunRefused as error:
         refusals = {f"sub-{label}": Refusal.of(f"sub-{label}", error)}
-    sidecars = dict(_list_sidecars(output, label))
+    sidecars = {run: (name, path) for run, name, path in _list_sidecars(output, label)}
     for run in sorted({*refusals, *sidecars}):
-        name = parse_name(f"{run}_bold.nii.gz") or Name((("sub", label),), "bold", ".nii.gz")
-        yield trace(run=run, name=name, sidecar=sidecars.get(run), refusal=refusals.get(run))
+        name, path = sidecars.get(run) or (parse_name(f"{run}_bold.nii.gz"), None)
+        name = name or Name((("sub", label),), "bold", ".nii.gz")
+        yield trace(run=run, name=name, sidecar=path, refusal=refusals.get(run))
 
 
-def _list_sidecars(output: Path, label: str) -> Iterator[tuple[str, Path]]:
-    """Yield runs and the sidecars by which they count as done."""
-    for folder in ("func", "ses-*/func"):
-        for path in (output / f"sub-{label}").glob(f"{folder}/*_stat-mean_*_embeddings.json"):
-            if name := parse_name(path.name):
+def _list_sidecars(output: Path, label: str) -> Iterator[tuple[str, Name, Path]]:
+    """Yield runs, their names taken apart, and the sidecars by which they count as done."""
+    folder = output / f"sub-{label}"
+    sessions = [name for name in _list_names(folder) if name.startswith("ses-")]
+    for func in (folder / "func", *(folder / session / "func" for session in sessions)):
+        for file in _list_names(func):
+            name = parse_name(file) if file.endswith("_embeddings.json") else None
+            if name and name.get("stat") == "mean":
                 entities = name.without((*VARIANT, "stat"))
-                yield "_".join(f"{key}-{value}" for key, value in entities), path
+                run = "_".join(f"{key}-{value}" for key, value in entities)
+                yield run, Name(entities, "bold", ".nii.gz"), func / file
+
+
+def _list_names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - that makes a Path of each name
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _read_run(output: Path, trace: _Trace, makings: dict[tuple[str, str], Making]) -> CohortRun:
@@ -242,28 +312,73 @@ def _read_outputs(
     table = sidecar.with_suffix(".tsv")
     source = table.relative_to(output).as_posix()
     try:
-        facts, content = json.loads(sidecar.read_bytes()), table.read_bytes()
-        if hashlib.sha256(content).hexdigest() != facts["Outputs"][source]:
+        told, content = sidecar.read_bytes(), table.read_bytes()
+        facts = _read_as(_Sidecar, told)
+        if hashlib.sha256(content).hexdigest() != facts.Outputs[source]:
             raise ValueError("a table that is not the one written with it")
         columns, row = content.decode().splitlines()
-        making = Making(
-            name=facts["Model"]["Name"],
-            sha256=facts["Model"]["SHA256"],
-            model=facts["Model"],
-            settings=facts["Settings"],
-            fingerprint=facts["SettingsFingerprint"],
-            seed=facts["Seed"],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        numbers = _read_numbers(columns, row)
+        key = (facts.Model.SHA256, facts.SettingsFingerprint)
+        if key not in makings:
+            makings[key] = _read_making(told)
+    except (OSError, ValueError, KeyError) as error:
         place = sidecar.relative_to(output).as_posix()
         raise _damaged(place, describe_fault(error)) from error
     return {
-        "making": makings.setdefault((making.sha256, making.fingerprint), making),
-        "facts": {key: facts.get(key) for key in _KEPT},
+        "making": makings[key],
+        "facts": {name: getattr(facts, name) for name in _FIGURES},
         "columns": columns,
         "embedding": row,
+        "numbers": numbers,
         "source": source,
     }
+
+
+def _read_making(sidecar: bytes) -> Making:
+    facts = parse_json(sidecar)
+    json.dumps([facts["Model"], facts["Settings"]], allow_nan=False)  # They are written again.
+    return Making(
+        name=facts["Model"]["Name"],
+        sha256=facts["Model"]["SHA256"],
+        model=facts["Model"],
+        settings=facts["Settings"],
+        fingerprint=facts["SettingsFingerprint"],
+        seed=facts["Seed"],
+    )
+
+
+def _read_numbers(columns: str, row: str) -> NDArray[np.float32]:
+    import numpy as np
+
+    numbers = np.fromstring(row, sep="\t")
+    if columns != _name_columns(len(numbers)):
+        raise ValueError("a table that is not a row of numbers below their columns")
+    return numbers.astype(np.float32)
+
+
+@cache
+def _name_columns(width: int) -> str:
+    return "\t".join(f"e{place:04d}" for place in range(width))
+
+
+def _read_as(kind: type[Told], sidecar: bytes) -> Told:
+    """Return what is read of a sidecar, once it has that form: nobody knows what became of it."""
+    from pydantic import ValidationError
+
+    try:
+        told: Told = _make_readers()[kind].validate_json(sidecar, strict=True)
+        return told
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        lines = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
+        raise ValueError("; ".join(lines).removeprefix(": ")) from error
+
+
+@cache
+def _make_readers() -> Mapping[type, TypeAdapter[Any]]:
+    from pydantic import TypeAdapter
+
+    return {kind: TypeAdapter(kind) for kind in (_Sidecar, _PersonSidecar)}
 
 
 def _damaged(file: str, found: str) -> RunRefused:

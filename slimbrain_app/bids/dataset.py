@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from slimbrain_app import __version__
-from slimbrain_app.bids.derivatives import LINK, find_linked
+from slimbrain_app.bids.derivatives import DESCRIPTION, LINK, find_linked
 from slimbrain_app.errors import CallRefused
-from slimbrain_app.files import write_text
+from slimbrain_app.files import lock, parse_json, remove_leftovers, write_text
 
 # A folder's name goes without a slash: with one, the validator reports the folder itself.
 IGNORED = (
@@ -46,10 +47,14 @@ Embeddings of preprocessed BOLD runs, made by SlimBrain {version}.
 Every table and image has a JSON beside it that says what its columns mean, from which files it was
 made, with which weights and settings.
 """
+# At the end of the name of a call's folder below logs/.
+CALL_ID = "_????????"
 
 
 def open_output(output: Path, dataset: Path) -> None:
     """Write description, ``.bidsignore`` and README, where absent or out of date.
+
+    What calls left that were killed while they wrote shared files goes first.
 
     Raises
     ------
@@ -60,10 +65,20 @@ def open_output(output: Path, dataset: Path) -> None:
     folders = {**find_linked(dataset), LINK: dataset}
     links = {name: _lead_to(folder, output) for name, folder in folders.items()}
     description = json.dumps(_describe(_read_description(dataset), links), indent=2) + "\n"
-    _write_if_different(output / "dataset_description.json", description)
-    _write_if_different(output / ".bidsignore", _merge_ignored(output / ".bidsignore"))
-    if not (output / "README.md").exists():
-        write_text(output / "README.md", README.format(version=__version__))
+    with lock_shared(output):
+        for name in (DESCRIPTION, ".bidsignore", "README.md"):
+            remove_leftovers(output, f"-{name}")
+        for name in ("-CITATION.md", "-status.json", CALL_ID):
+            remove_leftovers(output / "logs", name)
+        _write_if_different(output / DESCRIPTION, description)
+        _write_if_different(output / ".bidsignore", _merge_ignored(output / ".bidsignore"))
+        if not (output / "README.md").exists():
+            write_text(output / "README.md", README.format(version=__version__))
+
+
+def lock_shared(output: Path) -> AbstractContextManager[None]:
+    """Wait for the lock on what calls for any participants write, and hold it."""
+    return lock(output / "logs" / "shared.lock", "shared files", wait=True)
 
 
 def read_licence(dataset: Path) -> str | None:
@@ -92,13 +107,14 @@ def _describe(source: Mapping[str, Any], links: Mapping[str, str]) -> dict[str, 
 
 
 def _list_makers(description: Mapping[str, Any]) -> list[dict[str, Any]]:
-    makers = description.get("GeneratedBy") or [description.get("PipelineDescription")]
-    return [maker for maker in makers if isinstance(maker, dict) and "Name" in maker]
+    makers = description.get("GeneratedBy") or description.get("PipelineDescription")
+    listed = makers if isinstance(makers, list) else [makers]
+    return [one for one in listed if isinstance(one, dict) and isinstance(one.get("Name"), str)]
 
 
 def refuse_foreign(output: Path) -> None:
     """Refuse as ``same-folder`` an output that is the dataset of another tool."""
-    description = output / "dataset_description.json"
+    description = output / DESCRIPTION
     names = [maker["Name"] for maker in _list_makers(_read_description(output))]
     if os.access(description, os.F_OK) and "SlimBrain" not in names:
         raise CallRefused(
@@ -112,7 +128,7 @@ def refuse_foreign(output: Path) -> None:
 
 def _read_description(dataset: Path) -> dict[str, Any]:
     try:
-        content = json.loads((dataset / "dataset_description.json").read_text(encoding="utf-8"))
+        content = parse_json((dataset / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # Said as a notice where the dataset is checked.
     return content if isinstance(content, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from slimbrain_app.bids.entities import Name, parse_name
 from slimbrain_app.bids.metadata import linked_folder
 from slimbrain_app.errors import CallRefused
+from slimbrain_app.files import parse_json
 from slimbrain_app.records import Notice
 
 DESCRIPTION = "dataset_description.json"
@@ -85,8 +85,8 @@ class Description:
 def read_description(dataset: Path) -> Description | None:
     """Read the folder's description; None where there is none that can be read."""
     try:
-        table = json.loads((dataset / DESCRIPTION).read_bytes())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        table = parse_json((dataset / DESCRIPTION).read_bytes())
+    except (OSError, ValueError):
         return None
     if not isinstance(table, dict):
         return None
@@ -161,7 +161,7 @@ def _list_tools(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _list_faults(description: Description) -> Iterator[Notice]:
     for tool, text in description.tools:
-        version = tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+        version = tuple(int(part) for part in re.findall(r"\d{1,9}", text)[:3])
         for fault in FAULTS:
             if plain_tool(tool) == fault.tool and fault.first <= version < fault.mended:
                 mended = ".".join(map(str, fault.mended))

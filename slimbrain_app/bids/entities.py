@@ -84,7 +84,7 @@ def same_label(key: str, one: str, other: str) -> bool:
     """Compare labels with or without prefix; runs and echoes are numbers, the others text."""
     one, other = strip_prefix(key, one), strip_prefix(key, other)
     if key in ("run", "echo") and one.isdecimal() and other.isdecimal():
-        return int(one) == int(other)
+        return one.lstrip("0") == other.lstrip("0")
     return one == other
 
 

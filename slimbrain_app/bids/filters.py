@@ -11,6 +11,7 @@ from typing import Any
 
 from slimbrain_app.bids.entities import VARIANT, Name, entity_keys, same_label
 from slimbrain_app.errors import CallRefused
+from slimbrain_app.files import parse_json
 from slimbrain_app.records import Notice
 from slimbrain_app.settings import Select
 
@@ -140,8 +141,8 @@ def list_values(key: str, names: Iterable[Name]) -> str:
 
 def _read_blocks(path: Path) -> Mapping[str, Any]:
     try:
-        blocks = json.loads(path.read_bytes())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        blocks = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise _bad_filter(path, "a JSON object", str(error)) from error
     if not isinstance(blocks, dict):
         raise _bad_filter(path, "a JSON object", f"a {type(blocks).__name__}")

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlparse
 from slimbrain_app.bids.entities import Name, parse_name
 from slimbrain_app.bids.headers import Header, reading
 from slimbrain_app.errors import RunRefused
+from slimbrain_app.files import parse_json
 from slimbrain_app.records import Notice, RepetitionTime
 
 Origin = Literal["sidecar", "inherited sidecar", "other grid", "raw"]
@@ -52,8 +53,8 @@ def read_sidecar(path: Path, shown: object = None) -> Mapping[str, Any]:
     with reading(path, shown):
         content = path.read_bytes()
     try:
-        table = json.loads(content)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        table = parse_json(content)
+    except ValueError as error:
         raise _bad_sidecar(shown, "a JSON object", str(error)) from error
     if not isinstance(table, dict):
         raise _bad_sidecar(shown, "a JSON object", f"a {type(table).__name__}")
@@ -98,7 +99,7 @@ def raw_sidecars(
         name = parse_name(image.name)
         if name is None or name.suffix != "bold":
             continue
-        if own_sidecar(image).is_file():
+        if os.path.isfile(own_sidecar(image)):  # noqa: PTH113 - as below
             yield own_sidecar(image)
         yield from inherited_sidecars(root, image, name)
 
@@ -181,8 +182,11 @@ def resolve_repetition_time(
 
 def linked_folder(link: str, dataset: Path) -> Path | None:
     """Return the folder that one of ``DatasetLinks`` leads to; None if it isn't on a disk."""
-    parts = urlparse(link)
-    if not link or parts.scheme not in ("", "file"):
+    try:
+        parts = urlparse(link)
+    except ValueError:
+        return None  # Not even an address.
+    if not link or parts.scheme not in ("", "file") or "\0" in unquote(parts.path):
         return None
     return Path(os.path.normpath(dataset / unquote(parts.path)))
 
@@ -215,9 +219,10 @@ def _locate_source(
     if source.startswith("bids:"):
         _, linked, path = source.split(":", 2) if source.count(":") > 1 else ("", "", source)
     root = linked_folder(links.get(linked, ""), dataset)
-    if root is None or not (root / path).is_relative_to(root) or not (root / path).parent.is_dir():
+    if root is None or not (root / path).is_relative_to(root):
         return None
-    return root, root / path
+    # Not Path.is_dir, which fails where a name is too long to be one.
+    return (root, root / path) if os.path.isdir((root / path).parent) else None  # noqa: PTH112
 
 
 def _spacing(times: Any, shown: object) -> float:
@@ -280,7 +285,8 @@ def _disagreement(seconds: float, header: Header, bold: str) -> Notice:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # A whole number may be too large for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _close(one: float, other: float) -> bool:

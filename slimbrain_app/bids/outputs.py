@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from slimbrain_app.bids.sidecars import (
     describe_run,
     inputs_agree,
 )
-from slimbrain_app.files import sha256_of, whole_file, whole_folder, write_json
+from slimbrain_app.files import parse_json, sha256_of, whole_file, whole_folder, write_json
 from slimbrain_app.records import (
     Contract,
     Embedding,
@@ -107,9 +106,10 @@ def write_run(
     *others, last = content
     for name in others:
         write_json(output / _json_of(name), {**content[name], **facts})
-    checksums = {name: sha256_of(output / name) for name in content}
+    written = (*content, *dict.fromkeys(_json_of(name) for name in others))
+    checksums = {name: sha256_of(output / name) for name in written}
     write_json(output / _json_of(last), {**content[last], **facts, "Outputs": checksums})
-    return (*content, *dict.fromkeys(_json_of(name) for name in content))
+    return (*written, _json_of(last))
 
 
 def write_person(
@@ -188,7 +188,7 @@ def read_explanations(output: Path, run: Run, contract: Contract) -> tuple[Expla
         )
         for name in names
     )
-    told = json.loads((output / _json_of(names[0])).read_text(encoding="utf-8"))["Maps"]
+    told = parse_json((output / _json_of(names[0])).read_bytes())["Maps"]
     return tuple(
         Explanation(
             outcome=one["Outcome"],
@@ -223,8 +223,8 @@ def is_current(output: Path, run: Run, provenance: Provenance) -> bool:
             and _has_extras(output, run, provenance)
             and _outputs_agree(output, facts)
         )
-    except (KeyError, TypeError):
-        return False  # Written by a version that said less.
+    except (KeyError, TypeError, AttributeError):
+        return False  # Written by a version that said less, or damaged.
 
 
 def is_by_model(facts: Mapping[str, Any], provenance: Provenance) -> bool:
@@ -237,7 +237,7 @@ def read_facts(output: Path, run: Run, contract: Contract) -> dict[str, Any]:
     """Return the sidecar by which a run counts as done, or nothing where it isn't there."""
     last = output / name_output(run, contract, "embeddings", ".json", stat="mean")
     try:
-        facts = json.loads(last.read_text(encoding="utf-8"))
+        facts = parse_json(last.read_bytes())
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
@@ -393,7 +393,7 @@ def _outputs_agree(output: Path, facts: Mapping[str, Any]) -> bool:
         return bool(facts) and all(
             sha256_of(output / name) == digest for name, digest in facts["Outputs"].items()
         )
-    except (OSError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

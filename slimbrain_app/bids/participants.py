@@ -20,19 +20,19 @@ def read_labels(dataset: Path) -> tuple[str, ...]:
 def read_sites(dataset: Path) -> dict[str, str]:
     """Return the site of each participant, by label, where the dataset states it."""
     rows = _read_rows(dataset)
-    column = next((name for name in rows.fieldnames or () if is_site(name)), None)
+    column = next((name for name in (rows[0] if rows else ()) if name and is_site(name)), None)
     if column is None:
         return {}
     sites = {_label_of(row): (row[column] or "").strip() for row in rows}
     return {label: site for label, site in sites.items() if site.lower() not in _MISSING}
 
 
-def _read_rows(dataset: Path) -> csv.DictReader[str]:
+def _read_rows(dataset: Path) -> list[dict[str, str]]:
     try:
         text = (dataset / TABLE).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        text = ""  # No table, or none that can be read: neither sites nor order are needed.
-    return csv.DictReader(text.splitlines(), delimiter="\t")
+        return list(csv.DictReader(text.splitlines(), delimiter="\t"))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []  # No table, or none that can be read: neither sites nor order are needed.
 
 
 def _label_of(row: dict[str, str]) -> str:

@@ -30,6 +30,10 @@ MASK: Mapping[str, Any] = {
     "Description": "Brain voxels that were encoded, on the model grid",
     "Type": "Brain",
 }
+DIMENSIONS: Mapping[str, str] = {
+    "Description": "Dimensions of the embedding",
+    "Units": "arbitrary",
+}
 COVARIANCE: dict[str, Any] = {
     "Description": "Which places of the encoder's final grid move together: the covariance of "
     "their signals over all frames of selected windows, in the tangent space of the people that "
@@ -93,18 +97,22 @@ class Provenance:
 
 
 def describe_columns(columns: Iterable[str], heads: Sequence[Head] = ()) -> dict[str, Any]:
-    """Return description and units of each column; ``e0000`` and on are the embedding's.
+    """Return description and units of each column; ``e0000`` and on, the embedding's, as one.
 
     ``heads`` are those that the columns of predictions are made by.
     """
     columns = list(columns)
-    if columns[0] == "c0000":  # Thousands, of one kind.
+    if columns[0] == "c0000":
         return COVARIANCE
     more = _describe_predictions(heads)
-    return {
-        column: {**(COLUMNS.get(column) or _describe_dimension(column)), **more.get(column, {})}
-        for column in columns
+    known = [column for column in columns if column in COLUMNS]
+    described: dict[str, Any] = {
+        column: {**COLUMNS[column], **more.get(column, {})} for column in known
     }
+    # Hundreds, of one kind: one by one they would be most of what a cohort has to read.
+    if dimensions := columns[len(known) :]:
+        described[f"{dimensions[0]} to {dimensions[-1]}"] = DIMENSIONS
+    return described
 
 
 def describe_run(
@@ -121,7 +129,7 @@ def describe_run(
         "SpatialReference": TEMPLATE,
         **describe_call(provenance),
         "Device": embedding.device,
-        "InputChecksums": _describe_inputs(run, dict(prepared.checksums)),
+        "InputChecksums": _describe_inputs(run, prepared),
         "RepetitionTime": prepared.tr,
         "RepetitionTimeOrigin": run.repetition_time.origin,
         **_pass_on(run),
@@ -221,10 +229,6 @@ def _describe_head(head: Head) -> dict[str, Any]:
     }
 
 
-def _describe_dimension(column: str) -> dict[str, str]:
-    return {"Description": f"Dimension {int(column[1:])} of the embedding", "Units": "arbitrary"}
-
-
 def _describe_predictions(heads: Sequence[Head]) -> dict[str, Any]:
     """Return what columns of predictions say besides, by these heads."""
     units = {head.outcome: head.units or "unknown" for head in heads if head.kind == "number"}
@@ -254,16 +258,14 @@ def _describe_predictions(heads: Sequence[Head]) -> dict[str, Any]:
     }
 
 
-def _describe_inputs(run: Run, checksums: Mapping[str, str]) -> dict[str, Any]:
-    described = {}
-    for path in run.sources:
-        facts = path.stat()
-        described[_uri(run, path)] = {
-            "SHA256": checksums.get(run.relative(path)) or sha256_of(path),
-            "Size": facts.st_size,
-            "ModifiedNanoseconds": facts.st_mtime_ns,
-        }
-    return described
+def _describe_inputs(run: Run, prepared: PreparedRun) -> dict[str, Any]:
+    """Return what the sources were when they were read, whatever has become of them since."""
+    checksums = dict(prepared.checksums)
+    uris = {run.relative(path): _uri(run, path) for path in run.sources}
+    return {
+        uris[name]: {"SHA256": checksums[name], "Size": size, "ModifiedNanoseconds": changed}
+        for name, size, changed in prepared.stamps
+    }
 
 
 def _is_unchanged(path: Path, known: Mapping[str, Any]) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slimbrain_app.errors import RunRefused
-from slimbrain_app.files import write_json, write_text
-from slimbrain_app.records import Notice, Refusal, RunStatus
+from slimbrain_app.bids.dataset import lock_shared
+from slimbrain_app.errors import REASONS, RunRefused
+from slimbrain_app.files import parse_json, write_json, write_text
+from slimbrain_app.records import RunStatus
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 def write_status(output: Path, participant: str, statuses: Sequence[RunStatus]) -> None:
@@ -38,7 +42,7 @@ def load_status(output: Path, participant: str) -> tuple[RunStatus, ...]:
     """
     place = _place(output, participant)
     try:
-        content = json.loads(place.read_text(encoding="utf-8"))
+        content = parse_json(place.read_text(encoding="utf-8"))
         return tuple(_restore(run) for run in content["runs"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunRefused(
@@ -80,10 +84,11 @@ def join_status(output: Path) -> None:
         # A damaged one is told of where its participant's runs are.
         with suppress(OSError, ValueError):
             text = _place(output, label).read_text(encoding="utf-8")
-            json.loads(text)
+            parse_json(text)
             texts.append(text.strip())
     # They are indented as they are: to encode thousands of people anew would take seconds.
-    write_text(output / "logs" / "status.json", "[\n" + ",\n".join(texts) + "\n]\n")
+    with lock_shared(output):
+        write_text(output / "logs" / "status.json", "[\n" + ",\n".join(texts) + "\n]\n")
 
 
 def _place(output: Path, participant: str) -> Path:
@@ -106,12 +111,25 @@ def _describe(status: RunStatus) -> dict[str, Any]:
 
 
 def _restore(run: Mapping[str, Any]) -> RunStatus:
-    return RunStatus(
-        run=run["run"],
-        state=run["state"],
-        refusal=Refusal(**run["refusal"]) if run["refusal"] else None,
-        notices=tuple(Notice(**notice) for notice in run["warnings"]),
-        spent=tuple(run["seconds"].items()),
-        peak_mib=run["peak_mib"],
-        outputs=tuple(run["outputs"]),
+    """Return a status, its parts checked: nobody knows what became of the file."""
+    status: RunStatus = _checker().validate_python(
+        {
+            "run": run["run"],
+            "state": run["state"],
+            "refusal": run["refusal"],
+            "notices": run["warnings"],
+            "spent": list(run["seconds"].items()),
+            "peak_mib": run["peak_mib"],
+            "outputs": run["outputs"],
+        }
     )
+    if status.refusal and status.refusal.code not in REASONS:
+        raise ValueError(f"no reason {status.refusal.code}")
+    return status
+
+
+@cache
+def _checker() -> TypeAdapter[RunStatus]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(RunStatus)

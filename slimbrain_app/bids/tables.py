@@ -14,7 +14,9 @@ from slimbrain_app.bids.sidecars import COLUMNS, FLAGS, describe_columns
 from slimbrain_app.files import whole_file, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
 RUNS = "desc-slimbrain_runs.tsv"
 EMBEDDINGS = "desc-slimbrain_embeddings.tsv"
@@ -117,14 +119,14 @@ class Table:
         write_json(path.with_suffix(".json"), {**self.columns, **self.facts})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Embeddings:
-    """Embeddings of all runs that are done, as text, which has every digit already."""
+    """Embeddings of all runs that are done, as text, which has every digit, and (runs, width)."""
 
     names: tuple[str, ...]
     labels: tuple[str, ...]
     rows: tuple[str, ...]
-    width: int
+    numbers: NDArray[np.float32]
     columns: Mapping[str, Description]
     facts: Mapping[str, Any]
 
@@ -135,9 +137,8 @@ class Embeddings:
         with whole_file(path) as temporary:
             lines = map("\t".join, zip(self.labels, self.rows, strict=True))
             temporary.write_text("\n".join(("\t".join(self.names), *lines, "")), encoding="utf-8")
-        numbers = np.fromstring("\t".join(self.rows), np.float64, sep="\t")
         with whole_file(path.with_suffix(".npy")) as temporary:
-            np.save(temporary, numbers.reshape(-1, self.width).astype(np.float32))
+            np.save(temporary, self.numbers)
         write_json(path.with_suffix(".json"), {**self.columns, **self.facts})
 
 
@@ -161,6 +162,8 @@ def tabulate_runs(runs: Sequence[CohortRun], making: Making | None) -> Table:
 
 def tabulate_embeddings(runs: Sequence[CohortRun], making: Making) -> Embeddings:
     """Return a row for each run of ``making``: entities, and the dimensions of its embedding."""
+    import numpy as np
+
     done = [run for run in runs if run.making is making]
     keys, names = _list_entities(runs), done[0].columns.split("\t")
     labels = ("\t".join(label or "n/a" for label in _list_labels(run, keys)) for run in done)
@@ -168,7 +171,7 @@ def tabulate_embeddings(runs: Sequence[CohortRun], making: Making) -> Embeddings
         names=(*map(_name_entity, keys), *names),
         labels=tuple(labels),
         rows=tuple(run.embedding for run in done),
-        width=len(names),
+        numbers=np.stack([run.numbers for run in done if run.numbers is not None]),
         columns={**_describe_entities(keys), **describe_columns(names)},
         facts={
             "Description": "Embeddings of runs: the numbers of the array beside, row by row",
@@ -244,7 +247,7 @@ def _describe_entities(keys: Iterable[str]) -> dict[str, Description]:
 
 def _list_figures(run: CohortRun, making: Making | None) -> list[Any]:
     facts = {**run.facts, **(run.facts.get("Ladder") or {})}
-    warnings = dict.fromkeys(notice["code"] for notice in facts.get("Warnings") or ())
+    warnings = dict.fromkeys(notice.code for notice in facts.get("Warnings") or ())
     state = "refused" if run.refusal else "done" if run.making is making else "left-out"
     return [
         state,

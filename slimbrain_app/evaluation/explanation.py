@@ -25,11 +25,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slimbrain_app.device import memory_refused
 from slimbrain_app.embedding import (
     View,
     encode_views,
     list_views,
-    memory_refused,
     read_view,
     single_threads,
 )

@@ -146,10 +146,13 @@ def frame_displacement(
     return np.asarray(np.maximum(values[before], values[after]))
 
 
-def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
+def _read_table(path: Path, name: str | None) -> tuple[list[str], list[list[str]]]:
     """Return header and rows; no header where the first line holds a number."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-        lines = [line for line in csv.reader(stream, delimiter="\t") if line]
+        try:
+            lines = [line for line in csv.reader(stream, delimiter="\t") if line]
+        except csv.Error as error:
+            raise _bad(name, "rows of cells", str(error)) from error
     if not lines or any(_is_number(cell) for cell in lines[0]):
         return [], []
     return [cell.strip() for cell in lines[0]], lines[1:]
@@ -157,7 +160,7 @@ def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
 
 def _read_columns(path: Path, name: str | None, volumes: int) -> dict[str, tuple[str, ...]]:
     """Return the cells of each column; none where the table has no header line."""
-    header, rows = _read_table(path)
+    header, rows = _read_table(path, name)
     if header and len(rows) != volumes:
         raise _bad(name, f"{volumes} rows, one per volume", f"{len(rows)} rows")
     return _split_columns(header, rows, name) if header else {}

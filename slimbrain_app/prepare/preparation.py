@@ -23,7 +23,7 @@ from slimbrain_app.prepare.placement import (
     place_run,
     require_coverage,
 )
-from slimbrain_app.prepare.reading import Volumes, open_series
+from slimbrain_app.prepare.reading import Volumes, open_series, refuse_changed, stamp
 from slimbrain_app.prepare.rows import Pass, Rows, mend_gaps, sample_rows
 from slimbrain_app.prepare.statistics import Gaps, moments_of
 from slimbrain_app.records import Contract, Notice, PreparedRun, Run
@@ -79,6 +79,7 @@ def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: floa
         unreadable, truncated, still-written, missing-content, denied, transform-missing,
         transform-bad.
     """
+    stamps = _stamp_sources(run)
     confounds = check_length(run, settings, minimum_seconds)
     name = run.relative(run.bold)
     with files.whole_folder(folder) as temporary, open_series(run.bold, name) as series:
@@ -86,8 +87,10 @@ def prepare_run(run: Run, folder: Path, settings: Prepare, minimum_seconds: floa
         record = _write_arrays(temporary, run, series, placement, confounds)
         checksums = _sum_sources(run, series.sha256)
         making = asdict(settings)
-        record = sign(replace(record, folder=folder, checksums=checksums), making)
-        store.write_record(temporary, record, _describe_making(run, run.sources, making))
+        record = replace(record, folder=folder, checksums=checksums, stamps=stamps)
+        _refuse_changed(run, stamps)
+        record = sign(record, making)
+        store.write_record(temporary, record, _describe_making(run, stamps, making))
     return record
 
 
@@ -322,6 +325,17 @@ def _sum_sources(run: Run, bold_sha256: str) -> tuple[tuple[str, str], ...]:
     )
 
 
+def _stamp_sources(run: Run) -> tuple[tuple[str, int, int], ...]:
+    return tuple(stamp(path, run.relative(path)) for path in run.sources)
+
+
+def _refuse_changed(run: Run, stamps: tuple[tuple[str, int, int], ...]) -> None:
+    """Refuse what was made of two states of a source."""
+    for before, now in zip(stamps, _stamp_sources(run), strict=True):
+        if now != before:
+            raise refuse_changed(before[0])
+
+
 def sign(record: PreparedRun, settings: Mapping[str, Any]) -> PreparedRun:
     """Add the hash of all that made the record."""
     making = {
@@ -336,19 +350,16 @@ def sign(record: PreparedRun, settings: Mapping[str, Any]) -> PreparedRun:
 
 
 def _describe_making(
-    run: Run, sources: tuple[Path, ...], settings: Mapping[str, Any]
+    run: Run, stamps: tuple[tuple[str, int, int], ...], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what else `run.json` holds: the grid, the sources' state, settings, software."""
     model = model_grid()
     return {
         "grid": {"shape": model.shape, "affine": model.affine.tolist()},
         "sources": [
-            {
-                "file": run.relative(path),
-                "size": path.stat().st_size,
-                "modified": path.stat().st_mtime,
-            }
-            for path in sources
+            # In seconds as `os.stat` reckons them.
+            {"file": name, "size": size, "modified": ns // 10**9 + 1e-9 * (ns % 10**9)}
+            for name, size, ns in stamps
         ],
         "ladder": {"space": run.space, "rung": run.rung, "interpolations": run.interpolations},
         "settings": dict(settings),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+import os
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ _CHUNK = 1 << 16
 _BATCH_BYTES, _MOST_BYTES = 8 << 20, 32 << 20
 # A file that was written to so lately and ends early is most likely still being written.
 _YOUNG_SECONDS = 10
+# More bytes than deflate can make of one.
+_MOST_PER_BYTE = 1040
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,7 @@ class Series:
         self._name = name
         self._stream = stream
         self._file = file
+        _, _, self._changed = stamp(path, name)
         self._before = _state(path)
         self._chunk = _CHUNK
         self.header = self._read_header()
@@ -104,13 +108,17 @@ class Series:
         found = self._read_into(stored.reshape(-1).view(np.uint8).data)
         if found == stored.nbytes:
             return
+        raise self._ends_early(self.header.volumes, start + found // stored[0].nbytes)
+
+    def _ends_early(self, volumes: int, whole: int) -> RunRefused:
         self._refuse_changed()
-        young = time.time() - self._path.stat().st_mtime < _YOUNG_SECONDS
-        raise RunRefused(
+        # Clocks of file servers differ: a time that lies far ahead says nothing.
+        young = abs(time.time() - self._changed / 1e9) < _YOUNG_SECONDS
+        return RunRefused(
             "still-written" if young else "truncated",
             file=self._name,
-            expected=f"{self.header.volumes} volumes, as the header says",
-            found=f"an end after {start + found // stored[0].nbytes} whole volumes",
+            expected=f"{volumes} volumes, as the header says",
+            found=f"an end after {whole} whole volumes",
             advice="wait for the program that writes it" if young else "copy the file again",
         )
 
@@ -137,13 +145,7 @@ class Series:
 
     def _refuse_changed(self) -> None:
         if _state(self._path) != self._before:
-            raise RunRefused(
-                "still-written",
-                file=self._name,
-                expected="a file that stays as it is while it is read",
-                found="another size or time of change than at the start",
-                advice="wait for the program that writes it, then start again",
-            )
+            raise refuse_changed(self._name)
 
     def _unreadable(self, found: str) -> RunRefused:
         return RunRefused(
@@ -165,13 +167,20 @@ class Series:
                 found=f"shape {' x '.join(map(str, shape))}",
                 advice="check what wrote this file",
             )
-        if header.get_data_dtype().kind not in "iuf":
-            raise self._unreadable(f"numbers of type {header.get_value_label('datatype')}")
-        slope, inter = header.get_slope_inter()
+        with self._understanding():
+            dtype, (slope, inter) = header.get_data_dtype(), header.get_slope_inter()
+            grid = Grid(shape[:3], header.get_best_affine())
+        if dtype.kind not in "iuf":
+            raise self._unreadable(f"numbers of type {dtype}")
+        if min(shape) < 1:
+            raise self._unreadable(f"shape {' x '.join(map(str, shape))}")
+        # Before there is room made for a volume.
+        if math.prod(shape[:3]) * dtype.itemsize > _most_bytes(self._path):
+            raise self._ends_early(shape[3], 0)
         return Header(
-            grid=Grid(shape[:3], header.get_best_affine()),
+            grid=grid,
             volumes=shape[3],
-            dtype=header.get_data_dtype(),
+            dtype=dtype,
             slope=1.0 if slope is None else float(slope),
             inter=0.0 if inter is None else float(inter),
         )
@@ -190,9 +199,24 @@ class Series:
                 if self._read_into(rest) < len(rest):
                     break
                 header = kind(bytes(start + rest), check=False)  # type: ignore[no-untyped-call]
-                self._read_into(bytearray(max(0, header.get_data_offset() - size)))
+                self._skip(header, size)
                 return header
         raise self._unreadable("no NIfTI header")
+
+    def _skip(self, header: Nifti1Header, read: int) -> None:
+        """Go to where the data begin."""
+        with self._understanding():
+            left = header.get_data_offset() - read
+        while left > 0 and (count := self._read_into(bytearray(min(left, _CHUNK)))):
+            left -= count
+
+    @contextmanager
+    def _understanding(self) -> Iterator[None]:
+        try:
+            yield
+        # A damaged header makes nibabel stumble in any way.
+        except Exception as error:
+            raise self._unreadable(f"a damaged header ({error})") from error
 
 
 @contextmanager
@@ -224,13 +248,17 @@ def read_mask(path: Path, name: str) -> tuple[NDArray[np.bool_], Grid]:
         volume.
     """
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
 
     _open(path, name).close()
     try:
-        image = nibabel.Nifti1Image.from_filename(path)
-        values = np.asanyarray(image.dataobj)
-    except (ImageFileError, OSError, EOFError, zlib.error) as error:
+        with np.errstate(all="ignore"):
+            image = nibabel.Nifti1Image.from_filename(path)
+            if min(image.shape) < 1 or math.prod(image.shape) > _most_bytes(path):
+                raise ValueError(f"shape {' x '.join(map(str, image.shape))} in so short a file")
+            values = np.asanyarray(image.dataobj)
+        _read_to_end(path)
+    # A damaged file makes nibabel stumble in any way.
+    except Exception as error:
         advice = "copy the file again, or make it anew"
         raise _refusal("unreadable", name, str(error), advice) from error
     if values.size != np.prod(values.shape[:3]):
@@ -243,6 +271,14 @@ def read_mask(path: Path, name: str) -> tuple[NDArray[np.bool_], Grid]:
         )
     x, y, z = values.shape[:3]
     return values.reshape(x, y, z) > 0.5, Grid((x, y, z), image.affine)
+
+
+def _read_to_end(path: Path) -> None:
+    """Let gzip compare the checksum at the file's end, which nibabel doesn't reach."""
+    if path.name.endswith(".gz"):
+        with igzip.open(path) as stream:  # type: ignore[no-untyped-call]
+            while stream.read(_CHUNK):
+                pass
 
 
 class _HashedFile(io.RawIOBase):
@@ -261,9 +297,40 @@ class _HashedFile(io.RawIOBase):
         return count
 
 
-def _state(path: Path) -> tuple[int, int, int]:
-    now = path.stat()
+def stamp(path: Path, name: str) -> tuple[str, int, int]:
+    """Return name, size (bytes) and time of the last change (ns) of a source as it is now.
+
+    Raises
+    ------
+    RunRefused
+        ``missing-content``, ``denied``.
+    """
+    with _open(path, name) as file:
+        now = os.fstat(file.fileno())
+    return name, now.st_size, now.st_mtime_ns
+
+
+def refuse_changed(name: str) -> RunRefused:
+    return RunRefused(
+        "still-written",
+        file=name,
+        expected="a file that stays as it is while it is read",
+        found="another size or time of change than at the start",
+        advice="wait for the program that writes it, then start again",
+    )
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        now = path.stat()
+    except FileNotFoundError:
+        return None
     return now.st_ino, now.st_size, now.st_mtime_ns
+
+
+def _most_bytes(path: Path) -> int:
+    """Return how many bytes a file can hold, if it is compressed as well as can be."""
+    return path.stat().st_size * (_MOST_PER_BYTE if path.name.endswith(".gz") else 1)
 
 
 def _open(path: Path, name: str) -> io.FileIO:

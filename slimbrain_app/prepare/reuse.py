@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from slimbrain_app.errors import RunRefused
-from slimbrain_app.files import sha256_of
+from slimbrain_app.files import parse_json, sha256_of
 from slimbrain_app.prepare.grid import model_grid
 from slimbrain_app.prepare.preparation import sign
 from slimbrain_app.prepare.store import load_prepared
@@ -62,7 +61,7 @@ def find_prepared(run: Run, folder: Path, settings: Prepare) -> PreparedRun | No
 
 
 def _read_making(folder: Path) -> dict[str, Any]:
-    content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    content = parse_json((folder / "run.json").read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("run.json is not an object")
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, cycle
@@ -36,7 +37,7 @@ class Rows:
             self._memory = np.empty((volumes, voxels), np.float32)
         else:
             with file.open("wb") as stream:
-                stream.truncate(volumes * voxels * 4)
+                _make_room(stream.fileno(), volumes * voxels * 4)
 
     def part(self, first: int, number: int) -> Array:
         """Return ``number`` rows from ``first`` on, to read and to write."""
@@ -49,6 +50,14 @@ class Rows:
         """Yield all rows, ``number`` at a time."""
         for first in range(0, self.volumes, number):
             yield self.part(first, min(number, self.volumes - first))
+
+
+def _make_room(file: int, size: int) -> None:
+    """Take the space on disk now: a mapped write to a full disk would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,10 @@ A folder of plain ``.npy`` files that can be memory-mapped, and ``run.json``:
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,10 @@ from slimbrain_app import files
 from slimbrain_app.prepare.grid import model_grid
 from slimbrain_app.prepare.spline import interpolation_matrix
 from slimbrain_app.prepare.statistics import CHUNK
-from slimbrain_app.records import Channel, Notice, PreparedRun
+from slimbrain_app.records import Channel, PreparedRun
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Array = NDArray[np.float32]
 
@@ -41,16 +44,34 @@ _LOWPASS_FRAMES = 4
 
 
 def load_prepared(folder: Path) -> PreparedRun:
-    """Return the record of a prepared run in ``folder``."""
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))["record"]
-    displacement = record.pop("displacement")
-    return PreparedRun(
-        folder=folder,
-        displacement=None if displacement is None else tuple(displacement),
-        checksums=tuple((name, digest) for name, digest in record.pop("checksums")),
-        notices=tuple(Notice(**notice) for notice in record.pop("notices")),
-        **record,
+    """Return the record of a prepared run in ``folder``.
+
+    Raises
+    ------
+    OSError, ValueError, KeyError, TypeError
+        If there is none, or none that a run can have.
+    """
+    record = files.parse_json((folder / "run.json").read_text(encoding="utf-8"))["record"]
+    prepared: PreparedRun = _reader().validate_python({**record, "folder": folder})
+    displacement = prepared.displacement
+    usable = (
+        0 < prepared.tr < 100
+        and prepared.volumes > 0
+        and 0 < prepared.voxels <= np.prod(model_grid().shape)
+        and abs(prepared.mean) < np.inf
+        and 0 < prepared.deviation < np.inf
+        and (displacement is None or len(displacement) == prepared.volumes)
     )
+    if not usable:
+        raise ValueError("a record that no run can have")
+    return prepared
+
+
+@cache
+def _reader() -> TypeAdapter[PreparedRun]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(PreparedRun)
 
 
 def write_record(folder: Path, record: PreparedRun, making: dict[str, Any]) -> None:

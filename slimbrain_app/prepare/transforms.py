@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Points = NDArray[np.float64]
 Affine = NDArray[np.float64]
+Parts = list["Affine | Nifti1Image"]
 
 
 def map_points(points: Points, transforms: Sequence[Path], names: Sequence[str]) -> Points:
@@ -42,10 +43,14 @@ def map_points(points: Points, transforms: Sequence[Path], names: Sequence[str])
     return points
 
 
-def _read_parts(path: Path, name: str) -> list[Affine | Nifti1Image]:
+def _read_parts(path: Path, name: str) -> Parts:
     """Return a file's affines and displacement fields in the order in which points meet them."""
     try:
-        return _read_composite(path) if path.suffix == ".h5" else [_read_affine(path)]
+        with np.errstate(all="ignore"):  # What is not finite is refused.
+            is_composite = path.suffix == ".h5"
+            parts: Parts = _read_composite(path) if is_composite else [_read_affine(path)]
+            _require_finite(parts)
+        return parts
     except FileNotFoundError as error:
         raise RunRefused(
             "transform-missing",
@@ -54,7 +59,8 @@ def _read_parts(path: Path, name: str) -> list[Affine | Nifti1Image]:
             found="nothing, or a link that leads nowhere",
             advice="fetch the file, or choose a series in a standard space with --space",
         ) from error
-    except (OSError, KeyError, IndexError, ValueError) as error:
+    # A damaged file makes the readers stumble in any way.
+    except Exception as error:
         raise RunRefused(
             "transform-bad",
             file=name,
@@ -64,6 +70,13 @@ def _read_parts(path: Path, name: str) -> list[Affine | Nifti1Image]:
         ) from error
 
 
+def _require_finite(parts: Parts) -> None:
+    for part in parts:
+        values = [part] if isinstance(part, np.ndarray) else [part.affine, part.dataobj]
+        if not all(np.isfinite(value).all() for value in values):
+            raise ValueError("numbers that are not finite")
+
+
 def _read_affine(path: Path) -> Affine:
     # The class for one transform refuses files with several: those hold head motion.
     from nitransforms.io.itk import ITKLinearTransform
@@ -71,12 +84,13 @@ def _read_affine(path: Path) -> Affine:
     return np.asarray(ITKLinearTransform.from_filename(path).to_ras())
 
 
-def _read_composite(path: Path) -> list[Affine | Nifti1Image]:
+def _read_composite(path: Path) -> Parts:
     import h5py
     from nitransforms.io.itk import ITKCompositeH5, ITKLinearTransform
 
     with h5py.File(path) as file:
         group = file["TransformGroup"]
+        _require_size(group, path)
         # HDF5 lists names as text, "10" before "2"; the reader takes them as they come.
         numbered = {key: group[key] for key in sorted(group, key=int)}
         parts = ITKCompositeH5.from_h5obj({"TransformGroup": numbered})
@@ -85,6 +99,13 @@ def _read_composite(path: Path) -> list[Affine | Nifti1Image]:
         np.asarray(part.to_ras()) if isinstance(part, ITKLinearTransform) else part
         for part in reversed(parts)
     ]
+
+
+def _require_size(group: Any, path: Path) -> None:
+    """Refuse what says that it holds more than deflate could make of the file."""
+    held = sum(part["TransformParameters"].nbytes for part in group.values() if len(part) > 1)
+    if held > 1040 * path.stat().st_size:
+        raise ValueError(f"{held} bytes of parameters in so short a file")
 
 
 def _displacements(field: Nifti1Image, points: Points) -> Points:

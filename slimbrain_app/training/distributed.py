@@ -26,7 +26,7 @@ import torch.distributed.nn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from slimbrain_app.embedding import choose_device
+from slimbrain_app.device import choose_device
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.model.objective import Loss, Objective
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from slimbrain_app.embedding import View, encode_views, memory_refused, read_view, single_threads
+from slimbrain_app.device import memory_refused
+from slimbrain_app.embedding import View, encode_views, read_view, single_threads
 from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.readout import FEWEST_WINDOWS, Readout, estimate_covariance
 from slimbrain_app.model.tokens import TokenTable, build_table, gather_patches, keep_brain

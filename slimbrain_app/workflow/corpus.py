@@ -146,10 +146,13 @@ def name_datasets(folders: Sequence[Path]) -> tuple[Dataset, ...]:
             advice="leave out the second one",
         )
     names = [folder.name for folder in whole]
-    length = 1
+    length, longest = 1, max(len(folder.parts) for folder in whole)
     while len(set(names)) < len(names):
         length += 1
-        names = ["_".join(folder.parts[-length:]) for folder in whole]
+        # Once no more parts are left, /a_b and /a/b differ by how they are joined. A name becomes a
+        # folder's, hence none has the root in it.
+        joint = "_" * max(1, length - longest + 1)
+        names = [joint.join(folder.parts[1:][-length:]) for folder in whole]
     return tuple(Dataset(folder, name) for folder, name in zip(whole, names, strict=True))
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from slimbrain_app.device import hold_device
 from slimbrain_app.embedding import embed_run
 from slimbrain_app.errors import CallRefused, RunRefused
 from slimbrain_app.evaluation.atlas import Atlas
@@ -159,7 +160,8 @@ class Describer:
             settings.seed,
             recording.run,
         )
-        embedding = embed_run(prepared, ranked, package, settings.encode, self.device)
+        with hold_device(self.device):
+            embedding = embed_run(prepared, ranked, package, settings.encode, self.device)
         return {
             "mean": embedding.mean,
             "views": embedding.views,

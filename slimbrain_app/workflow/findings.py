@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from slimbrain_app.embedding import choose_device
+from slimbrain_app.device import choose_device
 from slimbrain_app.evaluation.comparison import MODEL, Judgement
 from slimbrain_app.evaluation.connectivity import describe_cleaning
 from slimbrain_app.evaluation.judging import INNER_FOLDS, Score

@@ -19,7 +19,7 @@ from slimbrain_app.evaluation.outcomes import Outcome
 from slimbrain_app.evaluation.people import People
 from slimbrain_app.evaluation.split_file import TEST, Split
 from slimbrain_app.evaluation.tuning import Verdict, cut_parts, require_parts
-from slimbrain_app.files import lock
+from slimbrain_app.files import lock, parse_json
 from slimbrain_app.model.package_heads import Heads
 from slimbrain_app.model.packages import (
     CARD,
@@ -153,7 +153,7 @@ def find_finished(folder: Path, origin: dict[str, object]) -> Package | None:
     if not (folder / CHECKSUMS).exists():
         return None
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = parse_json((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = None
     if record != origin:

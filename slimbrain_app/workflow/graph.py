@@ -27,6 +27,7 @@ from slimbrain_app.workflow.state import Call, ParticipantCall, RunState
 # gradients.
 MEMORY = {Prepare: 1.0, Rank: 1.0, Encode: 2.0, Explain: 3.0, Write: 0.8}
 SERIAL = (Write,)
+ON_DEVICE = (Encode, Explain)
 
 
 def build_corpus(states: Sequence[RunState], call: Call) -> pe.Workflow:
@@ -80,8 +81,9 @@ def build_participant(participant: Participant, call: ParticipantCall) -> pe.Wor
 def _make_step(kind: type[Step], run: Run, number: int, call: Call) -> pe.Node:
     label = "".join(letter if letter.isalnum() else "_" for letter in run.name)
     verb = kind.__name__.lower()
+    on_gpu = kind in ON_DEVICE and isinstance(call, ParticipantCall) and call.device != "cpu"
     node = _make_node(
-        kind(call=call),
+        kind(call=call, use_gpu=on_gpu),
         f"{verb}_{number}_{label}",
         n_procs=1 if kind in SERIAL else call.threads,
         mem_gb=MEMORY[kind],

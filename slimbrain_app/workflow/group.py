@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from slimbrain_app.bids.participants import TABLE
-from slimbrain_app.embedding import choose_device
+from slimbrain_app.device import choose_device
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.evaluation.atlas import Atlas
 from slimbrain_app.evaluation.cohort import Cohort

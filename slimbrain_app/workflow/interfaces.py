@@ -19,10 +19,11 @@ from slimbrain_app.workflow.state import Call, ParticipantCall, RunState
 
 
 class StepInputSpec(BaseInterfaceInputSpec):  # type: ignore[misc]
-    """A run's state and the call it belongs to."""
+    """A run's state and the call it belongs to; ``use_gpu`` is for Nipype, which counts them."""
 
     state = traits.Any(mandatory=True)
     call = traits.Any(mandatory=True)
+    use_gpu = traits.Bool(False)
 
 
 class StepOutputSpec(TraitedSpec):  # type: ignore[misc]
@@ -108,21 +109,27 @@ class Encode(Step):
     """Embed the selected windows, and predict from the run's embedding what heads tell."""
 
     def advance(self, state: RunState, call: ParticipantCall) -> RunState:
-        from slimbrain_app.embedding import NO_COVARIANCE, embed_run
+        from slimbrain_app.device import hold_device
+        from slimbrain_app.embedding import NO_COVARIANCE, describe_move, embed_run
         from slimbrain_app.prediction import predict_by_package
 
         assert state.prepared is not None and state.ranked is not None
-        embedding = embed_run(
-            state.prepared,
-            state.ranked,
-            call.package,
-            call.provenance.settings.encode,
-            call.device,
-        )
-        ranked = state.ranked
+        settings = call.provenance.settings
+        with hold_device(call.device):
+            embedding = embed_run(
+                state.prepared,
+                state.ranked,
+                call.package,
+                settings.encode,
+                call.device,
+                or_cpu=settings.compute.device == "auto",
+            )
+        notices = list(state.ranked.notices)
+        if embedding.device != call.device:
+            notices.append(describe_move(call.device))
         if call.package.has_readout and embedding.covariance is None:
-            notices = (*ranked.notices, NO_COVARIANCE)
-            ranked = replace(ranked, notices=notices)
+            notices.append(NO_COVARIANCE)
+        ranked = replace(state.ranked, notices=tuple(notices))
         predictions = predict_by_package(
             call.package,
             embedding.mean,
@@ -137,17 +144,20 @@ class Explain(Step):
     """Find where in the brain, and when, what heads tell of the run comes from."""
 
     def advance(self, state: RunState, call: ParticipantCall) -> RunState:
+        from slimbrain_app.device import hold_device
         from slimbrain_app.evaluation.explanation import explain_run
 
         assert state.prepared and state.ranked and state.embedding
-        explanations = explain_run(
-            state.prepared,
-            state.ranked,
-            state.embedding,
-            call.package,
-            call.provenance.settings.encode,
-            call.device,
-        )
+        device = state.embedding.device
+        with hold_device(device):
+            explanations = explain_run(
+                state.prepared,
+                state.ranked,
+                state.embedding,
+                call.package,
+                call.provenance.settings.encode,
+                device,
+            )
         return replace(state, explanations=explanations)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slimbrain_app.bids.dataset import open_output
+from slimbrain_app.bids.dataset import lock_shared, open_output
 from slimbrain_app.bids.outputs import has_person, is_by_model, is_current, read_facts
 from slimbrain_app.bids.status import (
     has_status,
@@ -132,9 +132,9 @@ def _work_on(
         at_once = PARTICIPANTS_PER_PROCESS * limits.processes
         for first in range(0, len(participants), at_once):
             batch = participants[first : first + at_once]
-            _run_graph(batch, call, limits, watch)
+            lost = _run_graph(batch, call, limits, watch)
             for participant in batch:
-                _settle(participant, call)
+                _settle(participant, call, lost)
 
 
 def _make_call(
@@ -146,6 +146,7 @@ def _make_call(
         logs=logs,
         work=work,
         threads=limits.threads,
+        memory_gb=limits.memory_gb,
         stop_on_first_crash=provenance.settings.compute.stop_on_first_crash,
         prepare=provenance.settings.prepare,
         span_seconds=plan.package.contract.span_seconds,
@@ -160,29 +161,30 @@ def _make_call(
 
 def _run_graph(
     participants: Sequence[Participant], call: ParticipantCall, limits: Limits, watch: Watch
-) -> None:
-    """Run all nodes that can be run. A node that is lost takes its participant's report with it."""
+) -> Mapping[str, str]:
+    """Run all nodes that can be run; return the runs lost, which take their reports with them."""
 
     def build() -> Any:
         from slimbrain_app.workflow.graph import build_graph
 
         graph = build_graph(participants, call)
-        write_text(call.output / "logs" / "CITATION.md", graph.visit_desc())
+        with lock_shared(call.output):
+            write_text(call.output / "logs" / "CITATION.md", graph.visit_desc())
         return graph
 
-    run_graph(build, call, limits, lambda node: watch(node.run_name, node.verb))
+    return run_graph(build, call, limits, lambda node: watch(node.run_name, node.verb))
 
 
-def _settle(participant: Participant, call: ParticipantCall) -> None:
+def _settle(participant: Participant, call: ParticipantCall, lost: Mapping[str, str]) -> None:
     """Report a participant whose own report node was never reached: a process was lost."""
     if has_status(call.output, participant.label):
         return
     done = tuple(run for run in participant.todo if is_current(call.output, run, call.provenance))
-    lost = tuple(refuse_lost(run, call) for run in participant.todo if run not in done)
+    refused = (refuse_lost(run, call, lost) for run in participant.todo if run not in done)
     settled = replace(
         participant,
         todo=(),
         current=(*participant.current, *done),
-        refused=(*participant.refused, *lost),
+        refused=(*participant.refused, *refused),
     )
     report_participant(settled, call, [])

@@ -175,6 +175,6 @@ def _participant_of(refusal: Refusal) -> str:
 def _choose_device(name: str) -> str:
     if name == "cpu":
         return name  # Known without loading torch.
-    from slimbrain_app.embedding import choose_device
+    from slimbrain_app.device import choose_device
 
     return choose_device(name)

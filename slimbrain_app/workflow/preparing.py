@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from slimbrain_app.errors import Exit, RunRefused
+from slimbrain_app.errors import Exit
 from slimbrain_app.files import lock, remove_leftovers
 from slimbrain_app.records import Contract, Recording, Refusal
 from slimbrain_app.workflow.corpus import (
@@ -69,6 +69,7 @@ def gather_runs(
                 logs=logs,
                 work=work,
                 threads=limits.threads,
+                memory_gb=limits.memory_gb,
                 stop_on_first_crash=settings.compute.stop_on_first_crash,
                 prepare=settings.prepare,
                 span_seconds=contract.span_seconds,
@@ -127,19 +128,13 @@ def _run(
 
         return build_corpus(states, call)
 
-    run_graph(build, call, limits, collect)
+    lost = run_graph(build, call, limits, collect)
     for state in states:
-        lost = replace(state, refusal=refuse_lost(state.run, call))
-        yield ended.get(state.folder, lost)
+        refused = replace(state, refusal=refuse_lost(state.run, call, lost))
+        yield ended.get(state.folder, refused)
 
 
 def _judge(refusal: Refusal, call: Call) -> None:
     """Raise a run's refusal if it ends the call."""
     if refusal.exit_code == Exit.TRY_AGAIN or (call.stops_here and refusal.code == "internal"):
-        raise RunRefused(
-            refusal.code,
-            file=refusal.file,
-            expected=refusal.expected,
-            found=refusal.found,
-            advice=refusal.advice,
-        )
+        raise refusal.restore()

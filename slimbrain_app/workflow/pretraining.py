@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from slimbrain_app.bids.dataset import open_output, read_licence
-from slimbrain_app.embedding import choose_device
+from slimbrain_app.device import choose_device
 from slimbrain_app.files import lock
 from slimbrain_app.model.packages import Package
 from slimbrain_app.records import Recording, Refusal

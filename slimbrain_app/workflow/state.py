@@ -35,6 +35,7 @@ class Call:
     logs: Path
     work: Path
     threads: int
+    memory_gb: float
     stop_on_first_crash: bool
     prepare: Prepare
     span_seconds: float

@@ -14,6 +14,7 @@ import pytest
 
 from slimbrain_app.bids.sidecars import Provenance
 from slimbrain_app.files import sha256_of
+from slimbrain_app.prepare.reading import stamp
 from slimbrain_app.records import (
     Contract,
     Embedding,
@@ -101,6 +102,7 @@ def finished(tmp_path: Path) -> Finished:
         ),
         fingerprint="0" * 64,
         notices=(),
+        stamps=tuple(stamp(path, run.relative(path)) for path in run.sources),
     )
     windows = tuple(
         Window(

@@ -28,6 +28,7 @@ FILES = {
     "logs/CALL/command.txt",
     "logs/CALL/slimbrain.log",
     "logs/CALL/slimbrain.toml",
+    "logs/shared.lock",
     "logs/status.json",
     "logs/sub-01.lock",
     "logs/sub-01_status.json",
@@ -261,50 +262,91 @@ def test_a_participant_at_work_elsewhere_is_left_to_the_other(one_person, tmp_pa
     assert slimbrain(one_person, output, "participant", "--nprocs", 1).returncode == Exit.DONE
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_ends_in_seconds_with_whole_files_only(one_person, tmp_path, processes):
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
+def test_a_signal_ends_a_step_in_seconds_with_whole_files_only(
+    simulated, tmp_path, processes, number
+):
     output = tmp_path / "out"
-    arguments = [one_person, output, "participant", "--nprocs", processes, "-w", tmp_path / "work"]
-    process = subprocess.Popen(
-        [SLIMBRAIN, *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not list(output.glob("logs/*/command.txt")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.terminate()
-    _, errors = process.communicate(timeout=30)
+    with start(simulated, output, processes) as process:
+        at_work = _wait_for_worker(process) if processes > 1 else _wait_for_itself(process)
+        process.send_signal(number)
+        start_of_end = time.monotonic()
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == Exit.TRY_AGAIN, errors
     assert "start the same command again" in errors
+    assert "Traceback" not in errors
+    assert time.monotonic() - start_of_end < 30
+    assert not Path(f"/proc/{at_work}").exists()
     assert not [name for name in list_files(output) if ".slimbrain-" in name]
-    assert slimbrain(one_person, output, "participant", "--nprocs", 1).returncode == Exit.DONE
+    assert slimbrain(simulated, output, "participant", "--nprocs", 1).returncode == Exit.DONE
+
+
+def start(dataset: Path, output: Path, processes: int = 2) -> subprocess.Popen[str]:
+    arguments = [dataset, output, "participant", "--nprocs", processes, "--omp-nthreads", 1]
+    return subprocess.Popen(
+        [SLIMBRAIN, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_killed_worker_costs_nothing_but_time(simulated, tmp_path):
+    """What it was at is done once more."""
+    output = tmp_path / "out"
+    with start(simulated, output) as process:
+        os.kill(_wait_for_worker(process), signal.SIGKILL)
+        table, errors = process.communicate(timeout=120)
+    assert process.returncode == Exit.DONE, errors
+    assert "a process was lost; once more" in errors
+    assert table.count(" done ") == 2
+    assert not [name for name in list_files(output) if ".slimbrain-" in name]
 
 
 def test_killed_worker_ends_in_time(simulated, tmp_path):
-    """Its run is listed, the other one is done, and the next call does what is missing."""
+    """Killed again and again, its runs are listed, and the next call does what is missing."""
     output = tmp_path / "out"
-    arguments = [simulated, output, "participant", "--nprocs", 2, "--omp-nthreads", 1]
-    with subprocess.Popen(
-        [SLIMBRAIN, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        os.kill(_wait_for_worker(process), signal.SIGKILL)
+    with start(simulated, output) as process:
+        while (worker := _find_worker(process)) or process.poll() is None:
+            if worker:
+                os.kill(worker, signal.SIGKILL)
+            time.sleep(0.01)
         table, errors = process.communicate(timeout=120)
     assert process.returncode == Exit.DATA, errors
-    assert "worker-killed" in table
+    assert table.count("worker-killed") == 2
+    assert "killed twice, the second time alone" in errors
     assert not [name for name in list_files(output) if ".slimbrain-" in name]
     assert slimbrain(simulated, output, "participant", "--nprocs", 1).returncode == Exit.DONE
+
+
+def test_workers_end_with_a_killed_call(simulated, tmp_path):
+    with start(simulated, tmp_path / "out") as process:
+        worker = _wait_for_worker(process)
+        process.kill()
+        process.communicate(timeout=30)  # Whoever is left would hold its output open.
+    assert not Path(f"/proc/{worker}").exists()
 
 
 def _wait_for_worker(process: subprocess.Popen[str]) -> int:
     """Return the id of a worker that is busy with a run."""
     while process.poll() is None:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for child in children:
-            if _is_at_work(Path("/proc") / child):
-                return int(child)
+        if worker := _find_worker(process):
+            return worker
         time.sleep(0.01)
     raise AssertionError("no worker was seen at work")
+
+
+def _wait_for_itself(process: subprocess.Popen[str]) -> int:
+    """Return the id of the one process, once it is busy with a run."""
+    while "igzip" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process.pid
+
+
+def _find_worker(process: subprocess.Popen[str]) -> int | None:
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return next((int(child) for child in children if _is_at_work(Path("/proc") / child)), None)
 
 
 def _is_at_work(child: Path) -> bool:

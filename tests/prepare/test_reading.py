@@ -227,6 +227,14 @@ def mask_file(folder, values):
     return path
 
 
+def test_file_from_the_future_that_ends_early_is_truncated(tmp_path):
+    """It would be waited for, for ever."""
+    path = series_file(tmp_path, shape=(20, 20, 20, 9))
+    path.write_bytes(path.read_bytes()[:-500])
+    os.utime(path, (time.time() + AN_HOUR,) * 2)
+    assert refusal_of(path).reason == "truncated"
+
+
 def test_mask_is_cut_at_a_half(tmp_path):
     path = mask_file(tmp_path, np.array([[[0.0, 0.5, 0.51, 1.0]]], np.float32))
     mask, grid = read_mask(path, "mask")
@@ -244,6 +252,22 @@ def test_mask_of_several_volumes_is_refused(tmp_path):
     with pytest.raises(RunRefused) as caught:
         read_mask(path, "mask")
     assert caught.value.reason == "mask-mismatch"
+
+
+def test_no_flipped_bit_gives_another_mask(tmp_path):
+    values = np.random.default_rng(0).random((20, 30, 40)) > 0.5
+    path = mask_file(tmp_path, values.astype(np.uint8))
+    content, seen = path.read_bytes(), 0
+    for bit in range(80, 8 * len(content), 97):  # Behind gzip's own header.
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert np.array_equal(read_mask(path, "mask")[0], values)
+        except RunRefused as refusal:
+            assert refusal.reason == "unreadable"
+            seen += 1
+    assert seen > 100
 
 
 def test_damaged_mask_is_unreadable(tmp_path):

@@ -1,0 +1,80 @@
+"""Devices: the one that is taken, and whose turn it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from slimbrain_app.device import choose_device, hold_device
+from slimbrain_app.errors import CallRefused, Exit
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from slimbrain_app.device import hold_device
+with hold_device(sys.argv[1], Path(sys.argv[2])):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[3]))
+"""
+
+
+@pytest.fixture
+def hold(tmp_path):
+    """Hold a device in a process of its own."""
+    started = []
+
+    def start(device, seconds):
+        command = [sys.executable, "-c", HOLD, device, str(tmp_path), str(seconds)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout.readline() == b"held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_gpu_is_held_by_one_process_at_a_time(hold, tmp_path):
+    hold("mps", 1.0)
+    start = time.monotonic()
+    with hold_device("mps", tmp_path):
+        assert time.monotonic() - start > 0.5
+
+
+def test_a_killed_process_holds_nothing(hold, tmp_path):
+    hold("mps", 1000).kill()
+    with hold_device("mps", tmp_path):
+        pass
+
+
+def test_a_cpu_is_shared(hold, tmp_path):
+    first = hold("cpu", 1000)
+    with hold_device("cpu", tmp_path):
+        assert first.poll() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_chooses_a_device_that_is_there():
+    assert choose_device(choose_device("auto")) == choose_device("auto")
+    assert choose_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "mps:7"])
+def test_a_device_that_is_not_there_is_refused_with_the_container_flags(name):
+    with pytest.raises(CallRefused) as caught:
+        choose_device(name)
+    assert caught.value.reason == "device-missing"
+    assert caught.value.exit_code == Exit.UNAVAILABLE
+    assert "--nv" in caught.value.advice and "--gpus all" in caught.value.advice
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "", "CPU"])
+def test_a_device_of_an_unknown_name_is_a_usage_error(name):
+    with pytest.raises(CallRefused) as caught:
+        choose_device(name)
+    assert caught.value.exit_code == Exit.USAGE
