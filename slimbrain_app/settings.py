@@ -23,10 +23,18 @@ Ranking = Literal["mutual", "representative", "novelty", "random", "uniform", "f
 Overwrite = Literal["never", "changed", "always"]
 Preset = Literal["tiny", "base", "official"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Label = str
 Share = Annotated[float, Gt(0), Lt(1)]
 
 _STRICT = {"extra": "forbid", "allow_inf_nan": False}
+
+
+def _is_label(text: str) -> bool:
+    """Whether a text can be a label of BIDS, with or without its key before it, and no path."""
+    bare = re.sub("^(sub|ses|task|run)-", "", text)
+    return bare.replace("+", "").isalnum() and len(bare) < 200
+
+
+Label = Annotated[str, Predicate(_is_label)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +304,7 @@ class PretrainPace(Pace):
 
 def _is_plain(name: str) -> bool:
     """Whether a name can be that of a folder, and of nothing else."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -603,8 +611,10 @@ def _flatten(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _read_table(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        json.dumps(table, default=str)  # Nothing that is nested too deeply goes further.
+        return table
+    except (OSError, ValueError, RecursionError) as error:
         raise CallRefused(
             "settings-bad",
             file=path,

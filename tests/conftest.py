@@ -2,10 +2,95 @@
 
 from __future__ import annotations
 
+import json
 import os
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import HypothesisWarning
+
+# Values that JSON can hold and readers stumble over.
+_DEEP = "[" * 10_000 + "]" * 10_000
+_ODD = [_DEEP, "9" * 5000, "1" + "0" * 400, "1e999", "-0.0", "NaN", "-Infinity"]
+_ODD += ['"\\ud800"', '"\\u0000"', '"http://["', json.dumps("x" * 5000)]
+
+
+@pytest.fixture(
+    params=[pytest.param(1, id="few"), pytest.param(25, id="many", marks=pytest.mark.slow)]
+)
+def fuzz(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Hold a property for examples of strategies, always the same ones; for many if slow."""
+
+    def fuzz(holds: Callable[..., object], *strategies: Any, examples: int = 40) -> None:
+        checked = settings(
+            max_examples=examples * request.param,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate],  # To shrink what fails would take minutes.
+            deadline=20_000,  # ms: nothing may hang.
+            suppress_health_check=list(HealthCheck),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HypothesisWarning)  # Of examples too large to show.
+            checked(given(*strategies)(holds))()
+
+    return fuzz
+
+
+@pytest.fixture(scope="session")
+def odd_json() -> Callable[..., st.SearchStrategy[bytes]]:
+    """Bytes of JSON objects of which some keys hold anything, in any encoding, or damaged."""
+    plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+    tables = st.recursive(
+        plain,
+        lambda below: (
+            st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=5), below, max_size=3)
+        ),
+        max_leaves=5,
+    )
+    values = tables.map(json.dumps) | st.sampled_from(_ODD)
+
+    def odd_json(whole: Mapping[str, Any]) -> st.SearchStrategy[bytes]:
+        keys = st.sampled_from([*whole, "anything"])
+        replaced = st.lists(st.tuples(keys, values), min_size=1, max_size=3)
+        documents = st.tuples(replaced, st.booleans()).map(lambda drawn: _write(whole, *drawn))
+        encoded = st.tuples(
+            documents | values, st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32-be"])
+        ).map(lambda drawn: drawn[0].encode(drawn[1]))
+        return encoded | _damage(json.dumps(whole).encode()) | st.binary(max_size=20)
+
+    return odd_json
+
+
+def _write(whole: Mapping[str, Any], replaced: list[tuple[str, str]], twice: bool) -> str:
+    """Write JSON by hand, with the values replaced as they are written; or twice under one key."""
+    known = {key for key, _ in replaced} if not twice else set()
+    members = [(key, json.dumps(value)) for key, value in whole.items() if key not in known]
+    return "{" + ", ".join(f"{json.dumps(key)}: {text}" for key, text in members + replaced) + "}"
+
+
+@pytest.fixture(scope="session")
+def damage() -> Callable[..., st.SearchStrategy[bytes]]:
+    """Bytes like the given ones, of which some are others, cut out or put in."""
+    return _damage
+
+
+def _damage(whole: bytes, within: int | None = None) -> st.SearchStrategy[bytes]:
+    places = st.integers(0, min(within or len(whole), len(whole)) - 1)
+    edits = st.tuples(places, st.sampled_from([0, 1, 1, 1, 8]), st.binary(max_size=8))
+
+    def change(drawn: list[tuple[int, int, bytes]]) -> bytes:
+        content = bytearray(whole)
+        for place, length, new in drawn:
+            content[place : place + length] = new[:length] if len(new) >= length else new
+        return bytes(content)
+
+    return st.lists(edits, min_size=1, max_size=4).map(change)
 
 
 @pytest.fixture(scope="session")

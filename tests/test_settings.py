@@ -26,7 +26,11 @@ from slimbrain_app.settings import (
 )
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-labels = st.lists(text, max_size=3).map(tuple)
+values = st.lists(text, max_size=3).map(tuple)
+label = st.builds(
+    "{}{}".format, st.sampled_from(["", "sub-"]), st.text("aZ09+", min_size=1)
+).filter(lambda text: any(map(str.isalnum, text.removeprefix("sub-"))))
+labels = st.lists(label, max_size=3).map(tuple)
 positive = st.floats(0, 1e6, exclude_min=True)
 
 selects = st.builds(
@@ -35,7 +39,7 @@ selects = st.builds(
     sessions=labels,
     tasks=labels,
     runs=labels,
-    filters=st.dictionaries(text, labels, max_size=3),
+    filters=st.dictionaries(text, values, max_size=3),
 )
 prepares = st.builds(
     Prepare,

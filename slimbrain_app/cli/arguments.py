@@ -26,6 +26,9 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_strictly(self, arguments: Sequence[str]) -> argparse.Namespace:
+        for argument in arguments:
+            if argument.encode("utf-8", "replace").decode() != argument:
+                self.error(f"{argument!a}, which is not text in UTF-8")
         known, unknown = self.parse_known_args(arguments)
         if unknown:
             self.error("; ".join(self._describe_unknown(argument) for argument in unknown))

@@ -39,5 +39,5 @@ def _list_tables(tables: Tables) -> list[tuple[str, str]]:
     listed = [(RUNS, f"{count(len(tables.runs.frame), 'run')}{refused}")]
     if tables.embeddings:
         embedded = count(len(tables.embeddings.rows), "run")
-        listed.append((EMBEDDINGS, f"{embedded}, {tables.embeddings.width} dimensions"))
+        listed.append((EMBEDDINGS, f"{embedded}, {tables.embeddings.numbers.shape[1]} dimensions"))
     return [*listed, (PEOPLE, count(len(tables.people.frame), "participant"))]

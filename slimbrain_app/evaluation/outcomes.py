@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimbrain_app.errors import CallRefused
+from slimbrain_app.files import parse_json
 
 Integers = NDArray[np.int64]
 Kind = Literal["class", "number"]
@@ -244,7 +245,7 @@ def _read_sidecar(file: Path) -> Mapping[str, Any]:
     if not file.exists():
         return {}
     try:
-        content = json.loads(file.read_bytes().decode("utf-8-sig"))
+        content = parse_json(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise _unreadable(file, "a JSON object", error.strerror or str(error)) from error
     except ValueError as error:

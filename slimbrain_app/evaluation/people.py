@@ -140,12 +140,12 @@ def _tabulate(phenotype: Phenotype, labels: Sequence[str]) -> pd.DataFrame:
 
 
 def _require(names: Iterable[str], phenotype: Phenotype) -> None:
-    missing = [name for name in names if name not in phenotype.columns]
+    missing = [name for name in names if phenotype.columns.count(name) != 1]
     if missing:
         raise CallRefused(
             "no-outcome",
             file=phenotype.file.name,
-            expected=f"the columns {', '.join(missing)}",
+            expected=f"the columns {', '.join(missing)}, each once",
             found=", ".join(phenotype.columns),
             advice="name columns as the table has them",
         )

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from slimbrain_app.errors import CallRefused
-from slimbrain_app.files import TEMPORARY, sha256_of, whole_folder
+from slimbrain_app.files import TEMPORARY, parse_json, sha256_of, whole_folder
 from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
 from slimbrain_app.model.package_heads import (
@@ -389,11 +389,12 @@ def read_checksums(folder: Path) -> dict[str, str]:
     if not file.is_file():
         raise refuse_part(file, "the checksums of a whole package", "none")
     try:
-        digests = json.loads(file.read_text(encoding="utf-8"))
+        digests = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise refuse_part(file, "JSON", str(error)) from error
     plain = isinstance(digests, dict) and all(
-        isinstance(digest, str) and Path(name).name == name for name, digest in digests.items()
+        isinstance(digest, str) and Path(name).name == name and name.isprintable()
+        for name, digest in digests.items()
     )
     if not plain:
         raise refuse_part(file, "file names with their SHA-256", "something else")
@@ -481,7 +482,8 @@ def _find(name_or_folder: str | Path, search: Sequence[Path]) -> Path:
     name = os.fspath(name_or_folder)
     is_folder = isinstance(name_or_folder, Path) or "/" in name or os.sep in name
     places = [Path(name)] if is_folder else [folder / name for folder in search]
-    found = next((place for place in places if place.is_dir()), None)
+    # Not Path.is_dir, which fails where a name is too long to be one.
+    found = next((place for place in places if os.path.isdir(place)), None)  # noqa: PTH112
     if found is not None:
         return found.resolve()
     known = sorted({file.parent.name for folder in search for file in folder.glob(f"*/{CONFIG}")})
@@ -545,7 +547,7 @@ def _stored_dtype(package: Package) -> torch.dtype:
 
 def _read_seen(package: Package) -> set[str]:
     file = package.folder / SEEN
-    return set(json.loads(file.read_bytes())["sha256"]) if file.is_file() else set()
+    return set(read_part(file, dict[str, list[str]]).get("sha256", ())) if file.is_file() else set()
 
 
 def _check_files(folder: Path) -> dict[str, str]:

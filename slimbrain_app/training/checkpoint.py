@@ -80,10 +80,10 @@ def resume(path: Path, state: TrainingState, identity: Identity) -> bool:
     if not path.exists():
         return False
     content = read_content(path)
-    if content.get("version") != _VERSION:
+    if str(content.get("version")) != str(_VERSION):
         raise _bad(path, f"a checkpoint of version {_VERSION}", "another version")
-    require_same_settings(path, content["settings"], identity.settings)
-    require_same_corpus(path, content["corpus"], identity.corpus)
+    require_same_settings(path, str(content.get("settings")), identity.settings)
+    require_same_corpus(path, str(content.get("corpus")), identity.corpus)
     try:
         for name, part in state.parts.items():
             part.load_state_dict(content[name])

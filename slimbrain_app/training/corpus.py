@@ -64,12 +64,13 @@ def check_recordings(
 ) -> tuple[list[Recording], list[tuple[Recording, Refusal]]]:
     """Tell recordings that can be read from those that can't, each with its reason.
 
-    Only headers and sizes are looked at, not the numbers.
+    Of the signal only header and size are looked at, not the numbers.
     """
     usable, refused = [], []
     for recording in recordings:
         try:
             _check_arrays(recording.prepared)
+            _check_places(recording.prepared)
             _check_length(recording.prepared, contract)
         except RunRefused as error:
             refused.append((recording, Refusal.of(recording.run, error)))
@@ -235,11 +236,28 @@ def _check_arrays(prepared: PreparedRun) -> None:
             )
 
 
+def _check_places(prepared: PreparedRun) -> None:
+    """Refuse voxels that are not on the grid, or statistics that are not finite."""
+    voxels = np.load(prepared.folder / "voxels.npy")
+    rises = bool((np.diff(voxels) > 0).all())
+    on_grid = voxels[0] >= 0 and voxels[-1] < np.prod(Contract().shape)
+    statistics = (np.load(prepared.folder / f"{name}.npy") for name in ("scale", "mean"))
+    if not (rises and on_grid and all(np.isfinite(values).all() for values in statistics)):
+        raise RunRefused(
+            "prepared-bad",
+            file=prepared.folder.name,
+            expected="ascending places on the model grid, with finite means and scales",
+            found="others",
+            advice="remove this folder and prepare the run again",
+        )
+
+
 def _describe_array(path: Path) -> str:
     try:
-        # Mapping it compares the file's size with its header.
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        # Mapping it compares the file's size with its header; pickles can't be mapped.
+        array = np.lib.format.open_memmap(path, mode="r")
+    # A damaged header makes numpy stumble in any way.
+    except Exception as error:
         return getattr(error, "strerror", None) or f"no whole array ({error})"
     return f"{array.dtype} of shape {array.shape}"
 

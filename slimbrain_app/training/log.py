@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from slimbrain_app.errors import CallRefused
-from slimbrain_app.files import append_line, write_text
+from slimbrain_app.files import append_line, parse_json, write_text
 from slimbrain_app.model.masking import KINDS
 from slimbrain_app.model.monitors import Reading
 
@@ -337,8 +337,8 @@ def decode(line: str) -> Event:
     ValueError
         If it isn't a line of `encode`.
     """
-    fields = json.loads(line)
-    if not isinstance(fields, dict) or fields.get("event") not in _EVENTS:
+    fields = parse_json(line)
+    if not isinstance(fields, dict) or str(fields.get("event")) not in _EVENTS:
         raise ValueError("no event of a known name")
     kind = _EVENTS[fields.pop("event")]
     try:

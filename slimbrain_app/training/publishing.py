@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from slimbrain_app.errors import CallRefused
+from slimbrain_app.files import parse_json
 from slimbrain_app.model.packages import (
     CHECKSUMS,
     SEEN,
@@ -43,7 +44,7 @@ def find_finished(pretraining: Pretraining, recordings: Sequence[Recording]) -> 
     if pretraining.checkpoints.exists() or not (folder / CHECKSUMS).exists():
         return None
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = parse_json((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = None
     if record != describe_origin(pretraining.settings, recordings):
