@@ -159,7 +159,11 @@ def _embed(
     plan = make_plan(dataset, output, settings)
     terminal.show_plan(plan, notices)
     if options.dry_run:
-        return _exit_code(terminal.show_dry_run(plan))
+        from slimbrain_app.workflow.forecast import forecast
+
+        rows = forecast(plan)
+        terminal.show_dry_run(rows, plan.device)
+        return _exit_code([row.status for row in rows])
 
     from slimbrain_app.workflow.participant import carry_out
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from slimbrain_app.cli.arguments import Parser
 from slimbrain_app.cli.terminal import Terminal
+from slimbrain_app.costs import MEMORY_GB
 from slimbrain_app.errors import worst
 from slimbrain_app.settings import Compute, ParticipantSettings
 
@@ -116,12 +117,10 @@ def _check_processors() -> Finding:
 
 def _check_memory() -> Finding:
     from slimbrain_app.cluster.doctor import check_memory
-    from slimbrain_app.workflow.graph import MEMORY
-    from slimbrain_app.workflow.interfaces import Explain
     from slimbrain_app.workflow.resources import CGROUP, list_memory
 
     # Predictions are only explained if that is wished.
-    needed = max(size for step, size in MEMORY.items() if step is not Explain)
+    needed = max(size for verb, size in MEMORY_GB.items() if verb != "explain")
     return check_memory(list_memory(os.environ, CGROUP), needed, _count_at_once())
 
 

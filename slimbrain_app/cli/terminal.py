@@ -12,13 +12,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from slimbrain_app.costs import Cost
 from slimbrain_app.records import Notice, Refusal, RunStatus
 
 if TYPE_CHECKING:
+    from slimbrain_app.workflow.forecast import Row
     from slimbrain_app.workflow.plan import Plan
 
 VERBS = ("prepare", "rank", "encode", "write")
 LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}
+ACTIONS = {"do": "green", "redo": "green", "skip": "dim", "refuse": "bold red"}
+_ANY_WIDTH = 10_000
 STYLES = {"done": "green", "current": "dim", "refused": "bold red"}
 WORDS = {"done": "done", "current": "up to date", "refused": "refused"}
 
@@ -67,22 +71,30 @@ class Terminal:
         self.say(f"Model {model.name} ({model.sha256[:12]}{trained}) on {plan.device}")
         self.say_notices((*notices, *plan.notices))
 
-    def show_dry_run(self, plan: Plan) -> tuple[RunStatus, ...]:
-        """Print one line for each run, and return how they would end as far as can be told."""
-        statuses = []
-        for participant in plan.participants:
-            for run in participant.todo:
-                statuses.append(RunStatus(run=run.name, state="done"))
-                self.results.print(escape(f"would do      {run.name}: {run.relative(run.bold)}"))
-            for run in participant.current:
-                statuses.append(RunStatus(run=run.name, state="current"))
-                self.results.print(escape(f"would skip    {run.name}: up to date"))
-            for refusal in participant.refused:
-                statuses.append(RunStatus.of_refusal(refusal))
-                self.results.print(
-                    escape(f"would refuse  {refusal.run}: {refusal.code}: {refusal.message}")
-                )
-        return tuple(statuses)
+    def show_dry_run(self, rows: Sequence[Row], device: str) -> None:
+        """Print one line for each run, then why runs would be refused, and what the rest costs."""
+        table = Table(
+            "action", "run", "time", "memory", "disk", "why", "file", box=None, pad_edge=False
+        )
+        for row in rows:
+            table.add_row(
+                f"[{ACTIONS[row.action]}]{row.action}[/]",
+                escape(row.run),
+                *_tell_cost(row.cost),
+                escape(row.why),
+                escape(row.file),
+            )
+        self._print_table(table)
+        self.show_refusals(row.refusal for row in rows if row.refusal)
+        costs = [row.cost for row in rows if row.cost]
+        if costs:
+            seconds = sum(cost.seconds for cost in costs)
+            work = max(cost.work_bytes for cost in costs)
+            self.say(
+                f"About {_tell_seconds(seconds)} of one processor"
+                f"{'' if device == 'cpu' else ', or less: ' + device + ' does the encoding'}; "
+                f"up to {_tell_bytes(work)} of the work folder for each run under way"
+            )
 
     @contextmanager
     def progress(self, plan: Plan) -> Iterator[Callable[[str, str], None]]:
@@ -106,7 +118,7 @@ class Terminal:
             seconds = f"{status.seconds:.1f}" if status.state == "done" else ""
             state = f"[{STYLES[status.state]}]{WORDS[status.state]}[/]"
             table.add_row(escape(status.run), state, escape(reason), seconds)
-        self.results.print(table)
+        self._print_table(table)
         for status in statuses:
             if status.refusal:
                 self.errors.print(escape(f"{status.run} [{status.refusal.code}]"), end=" ")
@@ -116,6 +128,11 @@ class Terminal:
                 "Nothing was done: what can be done is up to date (--overwrite always redoes it)"
             )
         self.say(f"Reports and tables: {plan.output}")
+
+
+    def _print_table(self, table: Table) -> None:
+        """Print all of a table: a name that is cut short would be of no use."""
+        Console(highlight=False, width=_ANY_WIDTH).print(table, soft_wrap=True)
 
 
 class _PlainProgress:
@@ -142,6 +159,22 @@ def make_bar(console: Console) -> Progress:
 
 def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _tell_cost(cost: Cost | None) -> tuple[str, str, str]:
+    if cost is None:
+        return "", "", ""
+    return _tell_seconds(cost.seconds), f"{cost.memory_gb:g} GB", _tell_bytes(cost.kept_bytes)
+
+
+def _tell_seconds(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.0f} h"
+
+
+def _tell_bytes(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
 
 
 def _list_codes(notices: Sequence[Notice]) -> str:

@@ -25,6 +25,7 @@ from slimbrain_app.bids.discover import (
 )
 from slimbrain_app.bids.headers import read_header
 from slimbrain_app.bids.spaces import MODEL, choose_template_transform
+from slimbrain_app.costs import RUN_BYTES, RUN_FILES, VOLUME_BYTES, WHILE_MADE
 from slimbrain_app.errors import CallRefused, Exit, RunRefused, SlimBrainError
 from slimbrain_app.files import TEMPORARY, lock, sha256_of, whole_file
 from slimbrain_app.records import Run, decide_exit
@@ -36,12 +37,6 @@ MOUNTS = Path("/proc/self/mountinfo")
 DRIVER = Path("/proc/driver/nvidia/version")
 DATA = Path(str(files("slimbrain_app"))) / "data"
 
-# A run's outputs, its share of report and folders included: 0.6 MB and 18 files were measured.
-RUN_BYTES, RUN_FILES = 1_000_000, 20
-# The template's brain, a byte for each voxel: 272 MiB for 1,200 volumes.
-VOLUME_BYTES = 237_473
-# While a run is prepared its values lie beside it in float32.
-WHILE_MADE = 5
 # Mount options by which a lock holds among the processes of one node only.
 LOCAL_LOCKS = {"nolock", "localflock", "local_lock=flock", "local_lock=all"}
 # The oldest driver for a build of CUDA, by their major versions: NVIDIA's CUDA Compatibility.

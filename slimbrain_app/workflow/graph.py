@@ -10,6 +10,7 @@ from nipype.interfaces.utility import Merge
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow
 
+from slimbrain_app.costs import MEMORY_GB
 from slimbrain_app.records import Run
 from slimbrain_app.workflow.interfaces import (
     Encode,
@@ -23,9 +24,7 @@ from slimbrain_app.workflow.interfaces import (
 from slimbrain_app.workflow.plan import Participant
 from slimbrain_app.workflow.state import Call, ParticipantCall, RunState
 
-# Measured peaks in GB: a few volumes, the store in blocks, one window's activations, their
-# gradients.
-MEMORY = {Prepare: 1.0, Rank: 1.0, Encode: 2.0, Explain: 3.0, Write: 0.8}
+STEPS = (Prepare, Rank, Encode, Explain, Write)
 SERIAL = (Write,)
 ON_DEVICE = (Encode, Explain)
 
@@ -59,17 +58,17 @@ def build_participant(participant: Participant, call: ParticipantCall) -> pe.Wor
     """
     graph = pe.Workflow(name=f"sub_{participant.label}")
     report = _make_node(
-        Report(participant=participant, call=call, states=[]), "report", depth=len(MEMORY)
+        Report(participant=participant, call=call, states=[]), "report", depth=len(STEPS)
     )
     if not participant.todo:
         graph.add_nodes([report])
         return graph
     merge = _make_node(
-        Merge(len(participant.todo)), "merge", depth=len(MEMORY), run_without_submitting=True
+        Merge(len(participant.todo)), "merge", depth=len(STEPS), run_without_submitting=True
     )
     graph.connect(merge, "out", report, "states")
     for number, run in enumerate(participant.todo, start=1):
-        kinds = [kind for kind in MEMORY if kind is not Explain or call.explains]
+        kinds = [kind for kind in STEPS if kind is not Explain or call.explains]
         steps = [_make_step(kind, run, number, call) for kind in kinds]
         steps[0].inputs.state = RunState(run=run, folder=call.work / run.name)
         for before, after in pairwise(steps):
@@ -86,8 +85,8 @@ def _make_step(kind: type[Step], run: Run, number: int, call: Call) -> pe.Node:
         kind(call=call, use_gpu=on_gpu),
         f"{verb}_{number}_{label}",
         n_procs=1 if kind in SERIAL else call.threads,
-        mem_gb=MEMORY[kind],
-        depth=list(MEMORY).index(kind),
+        mem_gb=MEMORY_GB[verb],
+        depth=STEPS.index(kind),
     )
     node.verb, node.run_name = verb, run.name
     return node

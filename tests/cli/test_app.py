@@ -204,7 +204,11 @@ def test_dry_run_tells_the_end_and_writes_nothing(one_person, tmp_path):
     output = tmp_path / "out"
     result = slimbrain(one_person, output, "participant", "--dry-run")
     assert result.returncode == Exit.DONE
-    assert f"would do      {RUN}" in result.stdout
+    head, row = result.stdout.splitlines()
+    assert head.split() == ["action", "run", "time", "memory", "disk", "why", "file"]
+    assert row.split()[:2] == ["do", RUN]
+    assert row.endswith(f"resampled  sub-01/func/{STEM}_desc-preproc_bold.nii.gz")
+    assert "of one processor" in result.stderr
     assert not output.exists()
 
 
@@ -276,9 +280,17 @@ def test_a_signal_ends_a_step_in_seconds_with_whole_files_only(
     assert "start the same command again" in errors
     assert "Traceback" not in errors
     assert time.monotonic() - start_of_end < 30
-    assert not Path(f"/proc/{at_work}").exists()
+    assert is_gone(at_work)
     assert not [name for name in list_files(output) if ".slimbrain-" in name]
     assert slimbrain(simulated, output, "participant", "--nprocs", 1).returncode == Exit.DONE
+
+
+def is_gone(process: int) -> bool:
+    """Whether a process has ended, its parent told or not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 def start(dataset: Path, output: Path, processes: int = 2) -> subprocess.Popen[str]:
@@ -321,7 +333,7 @@ def test_workers_end_with_a_killed_call(simulated, tmp_path):
         worker = _wait_for_worker(process)
         process.kill()
         process.communicate(timeout=30)  # Whoever is left would hold its output open.
-    assert not Path(f"/proc/{worker}").exists()
+    assert is_gone(worker)
 
 
 def _wait_for_worker(process: subprocess.Popen[str]) -> int:
