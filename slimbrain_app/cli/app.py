@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 Call = TypeVar("Call", bound="Gathering")
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in STOPS:
         signal.signal(number, _stop)
     try:
         return _run(read_options(words), words)
@@ -40,10 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print("slimbrain: a fault of ours; please send us the lines above", file=sys.stderr)
         return Exit.FAULT
+    finally:
+        if arguments is None:  # What is said is said: Python would let a late one kill its end.
+            _ignore_stops()
 
 
 def _stop(*_: object) -> NoReturn:
+    """End the call, once: what comes later must not stop the clearing up."""
+    _ignore_stops()
     raise KeyboardInterrupt
+
+
+def _ignore_stops() -> None:
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def read_options(words: Sequence[str]) -> argparse.Namespace:

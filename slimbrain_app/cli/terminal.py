@@ -129,7 +129,6 @@ class Terminal:
             )
         self.say(f"Reports and tables: {plan.output}")
 
-
     def _print_table(self, table: Table) -> None:
         """Print all of a table: a name that is cut short would be of no use."""
         Console(highlight=False, width=_ANY_WIDTH).print(table, soft_wrap=True)

@@ -23,6 +23,7 @@ from slimbrain_app.workflow.resources import Limits
 from slimbrain_app.workflow.running import open_logs, refuse_lost, run_graph, work_folder
 from slimbrain_app.workflow.state import Call, RunState
 
+PASSING = ("worker-killed", "timeout", "out-of-memory")
 # Nipype's book-keeping grows with the square of the nodes.
 RUNS_PER_PROCESS = 16
 
@@ -135,6 +136,11 @@ def _run(
 
 
 def _judge(refusal: Refusal, call: Call) -> None:
-    """Raise a run's refusal if it ends the call."""
-    if refusal.exit_code == Exit.TRY_AGAIN or (call.stops_here and refusal.code == "internal"):
+    """Raise a run's refusal if it ends the call.
+
+    What says nothing of the data may be gone at the next call: to train without such a run would
+    make the result depend on the machine's bad day.
+    """
+    passes = refusal.exit_code == Exit.TRY_AGAIN or refusal.code in PASSING
+    if passes or (call.stops_here and refusal.code == "internal"):
         raise refusal.restore()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from slimbrain_app.bids.dataset import lock_shared
@@ -144,17 +145,23 @@ def _note_stops(stops: list[int]) -> Iterator[None]:
 
     Nipype takes a step that was interrupted for one with a fault, and goes on.
     """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def note(number: int, _: object) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         stops.append(number)
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, note)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not stops:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _find_state(node: Any) -> RunState | None:
