@@ -166,6 +166,7 @@ class Stage:
     folder: Path
     clean: dict[Command, Path] = field(default_factory=dict)
     seconds: dict[Command, float] = field(default_factory=dict)
+    lines: dict[Command, int] = field(default_factory=dict)
     memory_kib: int = 0
 
     @property
@@ -276,19 +277,23 @@ class Case:
             time.sleep(0.01)
 
     def await_moment(self, call: Call) -> None:
-        """Wait for a moment of the call, drawn by the clock or by how much has been written."""
+        """Wait for a moment drawn by the clock, by what has been said, or by what was written."""
         self.await_handlers(call)
-        if self.draw.random() < 0.4:
+        by = self.draw.choice(("clock", "lines", "files"))
+        if by == "clock":
             seconds = self.draw.uniform(0, self.processes * self.stage.seconds[self.command])
             with suppress(subprocess.TimeoutExpired):
                 call.process.wait(seconds)
             return
-        have = sum(1 for _ in self.output.rglob("*"))
-        every = sum(1 for _ in self.stage.clean[self.command].rglob("*"))
+        if by == "lines":
+            place, every = call.errors, self.stage.lines[self.command]
+        else:
+            place, every = self.output, count_in(self.stage.clean[self.command])
+        have = count_in(place)
         wanted = have + self.draw.randint(1, max(every - have, 8))
-        while not call.has_told and sum(1 for _ in self.output.rglob("*")) < wanted:
+        while not call.has_told and count_in(place) < wanted:
             time.sleep(0.02)
-        time.sleep(self.draw.uniform(0, 0.05))
+        time.sleep(self.draw.uniform(0, 1.0 if by == "lines" else 0.05))
 
     def choose(self, pattern: str) -> Path:
         """Choose a file of the dataset."""
@@ -325,6 +330,13 @@ class Case:
         self.clear.callback(run_quietly, "umount", "-l", str(folder))
         grow = "remount,rw,size=500m,nr_inodes=100000"
         self.undo.callback(run_quietly, "mount", "-o", grow, str(folder))
+
+
+def count_in(place: Path) -> int:
+    """Count the lines of a file, or what is in a folder."""
+    if place.is_file():
+        return place.read_bytes().count(b"\n")
+    return sum(1 for _ in place.rglob("*"))
 
 
 def run_quietly(*words: str) -> None:
@@ -1126,6 +1138,7 @@ def set_stage(folder: Path, kinds: Iterable[Kind]) -> Stage:
         start = time.monotonic()
         stage.memory_kib = max(stage.memory_kib, call_cleanly(case))
         stage.clean[command], stage.seconds[command] = case.output, time.monotonic() - start
+        stage.lines[command] = count_in(case.calls[0].errors)
     if any(kind.inject is replace_input for kind in kinds):
         case = begin(stage, stage.replaced.parent, EMBED)
         shutil.copy2(case.dataset / BOLD[1], case.dataset / BOLD[0])
