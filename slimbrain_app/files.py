@@ -125,6 +125,8 @@ def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     ------
     RunRefused
         ``locked`` if another process holds it, and it isn't to be waited for.
+    CallRefused
+        ``not-writable``, also where there are no locks; ``disk-full``.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +141,14 @@ def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
                 expected="to be the only process at work on it",
                 found="another one",
                 advice="wait for it, then start again",
+            ) from error
+        except OSError as error:
+            raise CallRefused(
+                "not-writable",
+                file=path,
+                expected="a file system with locks",
+                found=error.strerror or str(error),
+                advice="name an output folder on another one, or mount this one with locks",
             ) from error
         yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -26,6 +28,7 @@ from slimbrain_app.files import (
     whole_folder,
     write_json,
     write_text,
+    writing,
 )
 
 Writer = Callable[[Path], AbstractContextManager[Path]]
@@ -170,6 +173,7 @@ def test_kill_leaves_the_old_file_and_a_leftover_that_can_be_removed(
 
 WRITE_FOREVER = """
 import sys
+import threading
 from pathlib import Path
 from slimbrain_app.files import write_text
 target, letter = Path(sys.argv[1]), sys.argv[2]
@@ -346,6 +350,31 @@ def test_lock_keeps_another_process_out_and_dies_with_its_holder(tmp_path: Path)
     assert refused.value.file == "sub-01"
     with lock(path, "sub-01"):
         pass
+
+
+def test_lock_that_is_waited_for_comes_when_its_holder_ends(tmp_path: Path) -> None:
+    path = tmp_path / "shared.lock"
+    with other_process(HOLD, path) as holder:
+        threading.Timer(0.5, holder.kill).start()
+        with lock(path, "shared", wait=True):
+            assert holder.wait(timeout=10) != 0
+
+
+def test_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(CallRefused) as refused, lock(tmp_path / "sub-01.lock", "sub-01"):
+        pytest.fail("nobody holds it")
+    assert (refused.value.reason, refused.value.exit_code) == ("not-writable", 73)
+
+
+def test_numpys_error_of_a_full_disk_is_known(tmp_path: Path) -> None:
+    """It has no number."""
+    with pytest.raises(CallRefused) as refused, writing(tmp_path / "signal.npy"):
+        raise OSError("234360 requested and 116704 written")
+    assert refused.value.reason == "disk-full"
 
 
 def test_lock_is_given_back_when_the_block_raises(tmp_path: Path) -> None:

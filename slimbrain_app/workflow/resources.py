@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from slimbrain_app.settings import Compute, Pace
 
 CGROUP = Path("/sys/fs/cgroup")
+# In which of them this process is.
+OWN = Path("/proc/self/cgroup")
 MAX_THREADS = 4
 # Processes that read windows for one that trains: more don't help, a step takes longer.
 MOST_WORKERS = 8
@@ -72,42 +74,64 @@ def measure_memory(environment: Mapping[str, str], cgroup: Path) -> float:
     return min(list_memory(environment, cgroup).values())
 
 
-def list_processors(environment: Mapping[str, str], cgroup: Path) -> dict[str, int]:
+def list_processors(
+    environment: Mapping[str, str], cgroup: Path, own: Path = OWN
+) -> dict[str, int]:
     """Return how many processors there are by each limit, and by the host."""
     counts = {"host": os.cpu_count() or 1}
     if hasattr(os, "sched_getaffinity"):
         counts["affinity"] = len(os.sched_getaffinity(0))
     if (slurm := environment.get("SLURM_CPUS_PER_TASK", "")).isdecimal():
         counts["SLURM_CPUS_PER_TASK"] = int(slurm)
-    quotas = {"cgroup v2": _read_quota(cgroup), "cgroup v1": _read_old_quota(cgroup)}
-    for origin, (quota, period) in quotas.items():
-        if quota.isdecimal():
-            counts[origin] = int(quota) // int(period)
+    quotas = {
+        "cgroup v2": (_read_words(group / "cpu.max") for group in _climb(cgroup, own, "")),
+        "cgroup v1": (
+            _read_words(group / "cpu.cfs_quota_us") + _read_words(group / "cpu.cfs_period_us")
+            for group in _climb(cgroup, own, "cpu")
+        ),
+    }
+    for origin, pairs in quotas.items():
+        shares = [int(pair[0]) // int(pair[1]) for pair in pairs if pair and pair[0].isdecimal()]
+        if shares:
+            counts[origin] = min(shares)
     return counts
 
 
-def list_memory(environment: Mapping[str, str], cgroup: Path) -> dict[str, float]:
+def list_memory(environment: Mapping[str, str], cgroup: Path, own: Path = OWN) -> dict[str, float]:
     """Return how much memory there is by each limit, and by the host, in GB."""
     sizes = {"host": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
     if (slurm := environment.get("SLURM_MEM_PER_NODE", "")).isdecimal():
         sizes["SLURM_MEM_PER_NODE"] = int(slurm) * 2**20
-    names = {"cgroup v2": "memory.max", "cgroup v1": "memory/memory.limit_in_bytes"}
-    for origin, name in names.items():
-        match _read_words(cgroup / name):
-            case [size] if size.isdecimal():
-                sizes[origin] = int(size)
+    shares = [environment.get(name, "") for name in ("SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE")]
+    if all(share.isdecimal() for share in shares):
+        sizes["SLURM_MEM_PER_CPU"] = int(shares[0]) * int(shares[1]) * 2**20
+    limits = {
+        "cgroup v2": (_read_words(group / "memory.max") for group in _climb(cgroup, own, "")),
+        "cgroup v1": (
+            _read_words(group / "memory.limit_in_bytes") for group in _climb(cgroup, own, "memory")
+        ),
+    }
+    for origin, found in limits.items():
+        known = [int(words[0]) for words in found if words and words[0].isdecimal()]
+        if known:
+            sizes[origin] = min(known)
     return {origin: size / 1e9 for origin, size in sizes.items()}
 
 
-def _read_quota(cgroup: Path) -> tuple[str, str]:
-    quota, period = _read_words(cgroup / "cpu.max") or ("max", "1")
-    return quota, period
+def _climb(cgroup: Path, own: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of the job's own group and of all above it: each of them limits it.
 
-
-def _read_old_quota(cgroup: Path) -> tuple[str, str]:
-    quota = _read_words(cgroup / "cpu/cpu.cfs_quota_us") or ["-1"]
-    period = _read_words(cgroup / "cpu/cpu.cfs_period_us") or ["1"]
-    return quota[0], period[0]
+    Groups of the second generation have one tree, for which ``controller`` is empty.
+    """
+    top = cgroup / controller
+    yield top
+    for line in _read_words(own):
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            group = top / path.lstrip("/")
+            while group != top:
+                yield group
+                group = group.parent
 
 
 def _read_words(path: Path) -> list[str]:

@@ -62,8 +62,18 @@ def open_logs(output: Path, settings: AnySettings, command: Sequence[str]) -> It
 def work_folder(work_dir: Path | None, logs: Path) -> Iterator[Path]:
     """Yield a folder of this call's own; it stays only if one of our faults left a crash file."""
     if work_dir:
-        work_dir.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="slimbrain_", dir=work_dir))
+        with writing(work_dir / "slimbrain"):
+            work_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="slimbrain_", dir=work_dir))
+    except OSError as error:
+        raise CallRefused(
+            "not-writable",
+            file=work_dir,
+            expected="a place for intermediate files",
+            found=error.strerror or str(error),
+            advice="name a folder that can be written to with --work-dir",
+        ) from error
     try:
         yield folder
     finally:

@@ -5,7 +5,13 @@ import os
 import pytest
 
 from slimbrain_app.settings import Compute
-from slimbrain_app.workflow.resources import count_processors, find_limits, measure_memory
+from slimbrain_app.workflow.resources import (
+    count_processors,
+    find_limits,
+    list_memory,
+    list_processors,
+    measure_memory,
+)
 
 
 @pytest.fixture
@@ -50,6 +56,39 @@ def test_memory_limit_of_both_generations_of_cgroups(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("1000000000\n")
     assert measure_memory({}, tmp_path) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("own", "names"),
+    [
+        ("0::/slurm/job_7/step_0\n", ("", "cpu.max", "memory.max")),
+        (
+            "4:memory:/slurm/job_7/step_0\n2:cpu,cpuacct:/slurm/job_7/step_0\n0::/\n",
+            ("", "cpu/cpu.cfs_quota_us", "memory/memory.limit_in_bytes"),
+        ),
+    ],
+)
+def test_a_limit_of_any_group_above_the_job_counts(tmp_path, own, names):
+    (tmp_path / "own").write_text(own)
+    _, quota, memory = names
+    for name, text in ((quota, "100000 100000"), (memory, "5000000000")):
+        place = tmp_path / "cgroup" / name
+        inside = place.parent / "slurm/job_7" / place.name
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        inside.write_text(text)
+        (inside.parent / "step_0").mkdir(exist_ok=True)
+        (inside.parent / "step_0" / place.name).write_text("max" if "max" in name else "-1")
+    for period in (tmp_path / "cgroup").rglob("cpu.cfs_quota_us"):
+        period.with_name("cpu.cfs_period_us").write_text("100000")
+        period.write_text(period.read_text().split()[0])
+    groups = {"cgroup": tmp_path / "cgroup", "own": tmp_path / "own"}
+    assert min(list_processors({}, **groups).values()) == 1
+    assert min(list_memory({}, **groups).values()) == 5.0
+
+
+def test_slurm_memory_by_processor_counts(no_limits):
+    environment = {"SLURM_MEM_PER_CPU": "100", "SLURM_CPUS_ON_NODE": "3"}
+    assert measure_memory(environment, no_limits) == pytest.approx(300 * 2**20 / 1e9)
 
 
 def test_what_is_asked_for_wins(no_limits):
