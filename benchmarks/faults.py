@@ -396,7 +396,7 @@ def kill_worker(case: Case) -> Expected:
     call = case.start()
     case.await_moment(call)
     strike_worker(case, call, signal.SIGKILL)
-    return expect("done", "worker-killed")
+    return expect("done")
 
 
 @kind("workers-killed", 3)
