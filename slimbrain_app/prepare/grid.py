@@ -128,7 +128,8 @@ def nearest_voxels(coordinates: Coordinates) -> tuple[NDArray[np.intp], ...]:
 
     A point on the face between two voxels belongs to the lower one, whatever the rounding.
     """
-    return tuple(np.ceil(axis - 0.5 - _ROUNDING).astype(np.intp) for axis in coordinates)
+    with np.errstate(invalid="ignore"):  # Beyond all whole numbers is outside.
+        return tuple(np.ceil(axis - 0.5 - _ROUNDING).astype(np.intp) for axis in coordinates)
 
 
 def points_inside(coordinates: Coordinates, source: Grid) -> NDArray[np.bool_]:

@@ -170,6 +170,7 @@ class Series:
         with self._understanding():
             dtype, (slope, inter) = header.get_data_dtype(), header.get_slope_inter()
             grid = Grid(shape[:3], header.get_best_affine())
+        _require_place(grid, self._name)
         if dtype.kind not in "iuf":
             raise self._unreadable(f"numbers of type {dtype}")
         if min(shape) < 1:
@@ -261,7 +262,7 @@ def read_mask(path: Path, name: str) -> tuple[NDArray[np.bool_], Grid]:
     except Exception as error:
         advice = "copy the file again, or make it anew"
         raise _refusal("unreadable", name, str(error), advice) from error
-    if values.size != np.prod(values.shape[:3]):
+    if values.ndim < 3 or values.size != np.prod(values.shape[:3]):
         raise RunRefused(
             "mask-mismatch",
             file=name,
@@ -270,7 +271,9 @@ def read_mask(path: Path, name: str) -> tuple[NDArray[np.bool_], Grid]:
             advice="check what wrote this mask",
         )
     x, y, z = values.shape[:3]
-    return values.reshape(x, y, z) > 0.5, Grid((x, y, z), image.affine)
+    grid = Grid((x, y, z), image.affine)
+    _require_place(grid, name)
+    return values.reshape(x, y, z) > 0.5, grid
 
 
 def _read_to_end(path: Path) -> None:
@@ -326,6 +329,20 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return now.st_ino, now.st_size, now.st_mtime_ns
+
+
+def _require_place(grid: Grid, name: str) -> None:
+    """Refuse an affine that does not lead each axis of the voxels along one of its own."""
+    from nibabel.orientations import io_orientation
+
+    if not (np.isfinite(grid.affine).all() and np.isfinite(io_orientation(grid.affine)).all()):
+        raise RunRefused(
+            "bad-affine",
+            file=name,
+            expected="one invertible affine",
+            found=f"{grid.affine[:3].tolist()}",
+            advice="mend the header, or make the file again",
+        )
 
 
 def _most_bytes(path: Path) -> int:

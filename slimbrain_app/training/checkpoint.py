@@ -89,8 +89,9 @@ def resume(path: Path, state: TrainingState, identity: Identity) -> bool:
             part.load_state_dict(content[name])
         state.done = int(content["done"])
     # Tensors of other shapes, or parts that are not there: each part raises its own kind of error.
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _bad(path, "the state of this network", str(error).splitlines()[0]) from error
+    except Exception as error:
+        found = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _bad(path, "the state of this network", found) from error
     return True
 
 
@@ -108,7 +109,9 @@ def read_content(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file makes the readers stumble in any way.
     except Exception as error:
-        raise _bad(path, "a whole checkpoint", str(error).splitlines()[0]) from error
+        raise _bad(
+            path, "a whole checkpoint", next(iter(str(error).splitlines()), type(error).__name__)
+        ) from error
     if damaged is not None:
         raise _bad(path, "a whole checkpoint", f"another checksum of {damaged}")
     if not isinstance(content, dict):
