@@ -30,7 +30,7 @@ def faults():
         ("a.json", b'{"a": 1}\n', 7),
         ("a.tsv", b"a\tb\n1\t2\n", 6),
         ("a.tsv", b"a\tb\n1\t2\n", 7),
-        ("a.nii.gz", gzip.compress(b"brain"), -1),
+        ("a.nii.gz", gzip.compress(b"brain", mtime=0), -1),
         ("a.html", b"<html></html>\n", 10),
         ("a.svg", b"<svg></svg>", 5),
         ("a.toml", b"a = 'b'\n", 6),
