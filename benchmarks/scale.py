@@ -29,9 +29,9 @@ from slimbrain_app.bids.folders import Participant
 from slimbrain_app.bids.runs import gather_runs
 from slimbrain_app.settings import Prepare, Select
 folder, label = Path(sys.argv[1]), sys.argv[2]
-start = time.perf_counter()
+start, busy = time.perf_counter(), time.process_time()
 found = {work}
-print(time.perf_counter() - start, len(found))
+print(time.perf_counter() - start, time.process_time() - busy)
 """
 _WORKS = {
     "names": "[run.name for label in list_participants(folder)"
@@ -76,8 +76,9 @@ def report(one: Path, many: Path, label: str) -> None:
         ("all runs with their headers, s", "runs", None),
         ("one participant, s", "one", 0.1),
     ):
-        seconds, cost = time_work(work, many, label)
-        show(what, seconds, most)
+        cost = time_work(work, many, label)
+        show(what, cost.wall, most)
+        show("    of a processor, s", cost.processor, None)
         show("    memory, MB", cost.memory, 300.0)
     small, large = (
         min(
@@ -124,13 +125,14 @@ def list_files(folder: Path) -> Iterator[tuple[Path, str]]:
             yield path, path.relative_to(folder).as_posix()
 
 
-def time_work(work: str, folder: Path, label: str) -> tuple[float, Cost]:
-    """Return the seconds that a call takes in a new process, and what the process costs."""
+def time_work(work: str, folder: Path, label: str) -> Cost:
+    """Return the seconds that a call takes in a new process, and all the memory of that."""
     with tempfile.TemporaryFile("w+") as stream:
         program = _TIMED.replace("{work}", _WORKS[work])
         cost = run([sys.executable, "-c", program, str(folder), label], stream.fileno())
         stream.seek(0)
-        return float(stream.read().split()[0]), cost
+        wall, processor = map(float, stream.read().split())
+        return Cost(wall, processor, cost.memory)
 
 
 def list_dry_run(folder: Path, label: str) -> list[str]:
