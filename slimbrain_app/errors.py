@@ -181,6 +181,11 @@ def worst(codes: Iterable[int]) -> int:
     return next((code for code in _WORST_FIRST if code in seen), Exit.DONE)
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number and its noun, in the plural but for one."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class SlimBrainError(Exception):
     """A refusal for the reader: where, what was expected, what was found, what to do.
 

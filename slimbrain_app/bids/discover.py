@@ -48,7 +48,7 @@ from slimbrain_app.bids.spaces import (
     parse_wish,
     space_of,
 )
-from slimbrain_app.errors import CallRefused, RunRefused
+from slimbrain_app.errors import CallRefused, RunRefused, count
 from slimbrain_app.records import Notice, Refusal, Run
 from slimbrain_app.settings import Prepare, Select
 
@@ -252,7 +252,7 @@ def no_participant(dataset: Path, unknown: list[str], there: Sequence[str]) -> C
         "no-participant",
         file=dataset,
         expected=", ".join(f"sub-{label}" for label in unknown),
-        found=f"{len(there)} participants, the nearest {nearest}",
+        found=f"{count(len(there), 'participant')}, the nearest {nearest}",
         advice="check the label; in a container, check that the right folder is mounted",
     )
 
@@ -280,7 +280,7 @@ def _nothing_found(dataset: Path, participants: list[Participant], wanted: Filte
 
 
 def _no_bold(dataset: Path, participants: list[Participant]) -> CallRefused:
-    found = f"none in the folders of {len(participants)} participants"
+    found = f"none in the folders of {count(len(participants), 'participant')}"
     return CallRefused(
         "no-bold",
         file=dataset,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
-from slimbrain_app.cli.terminal import Terminal, count, make_bar
-from slimbrain_app.errors import worst
+from slimbrain_app.cli.terminal import Terminal, make_bar
+from slimbrain_app.errors import count, worst
 from slimbrain_app.training.log import (
     Alarm,
     Event,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from slimbrain_app.bids.tables import EMBEDDINGS, PEOPLE, RUNS
-from slimbrain_app.cli.terminal import count
-from slimbrain_app.errors import worst
+from slimbrain_app.errors import count, worst
 from slimbrain_app.workflow.tabulating import Tables, TabulateCall, make_tables, write_tables
 
 if TYPE_CHECKING:

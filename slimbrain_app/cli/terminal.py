@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from slimbrain_app.costs import Cost
+from slimbrain_app.errors import count
 from slimbrain_app.records import Notice, Refusal, RunStatus
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Terminal:
             if status.refusal:
                 self.errors.print(escape(f"{status.run} [{status.refusal.code}]"), end=" ")
                 self.errors.print(escape(status.refusal.message))
-        if not plan.todo:
+        if not plan.todo and any(participant.current for participant in plan.participants):
             self.say(
                 "Nothing was done: what can be done is up to date (--overwrite always redoes it)"
             )
@@ -154,10 +155,6 @@ def make_bar(console: Console) -> Progress:
         console=console,
         transient=True,
     )
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _tell_cost(cost: Cost | None) -> tuple[str, str, str]:

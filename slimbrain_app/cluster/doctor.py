@@ -26,7 +26,7 @@ from slimbrain_app.bids.discover import (
 from slimbrain_app.bids.headers import read_header
 from slimbrain_app.bids.spaces import MODEL, choose_template_transform
 from slimbrain_app.costs import RUN_BYTES, RUN_FILES, VOLUME_BYTES, WHILE_MADE
-from slimbrain_app.errors import CallRefused, Exit, RunRefused, SlimBrainError
+from slimbrain_app.errors import CallRefused, Exit, RunRefused, SlimBrainError, count
 from slimbrain_app.files import TEMPORARY, lock, sha256_of, whole_file
 from slimbrain_app.records import Run, decide_exit
 from slimbrain_app.settings import Prepare, Select
@@ -107,7 +107,7 @@ def check_input(dataset: Path) -> Finding:
     notices = check_dataset(dataset)
     description = read_description(dataset)
     makers = " and ".join(map(" ".join, description.tools)) if description else ""
-    people = _count(len(list_participants(dataset)), "participant")
+    people = count(len(list_participants(dataset)), "participant")
     found = f"{people}, made by {makers or 'an unknown tool'}; {find_mount(dataset)}"
     if notices:
         return Finding("mind", found, "; ".join(notice.message for notice in notices))
@@ -120,7 +120,7 @@ def check_first(dataset: Path) -> Finding:
     total = len(found.runs) + len(found.refused)
     if not total:
         return Finding("mind", "no BOLD series", "see whether the other participants have any")
-    told = f"{len(found.runs)} of {_count(total, 'run')} can be used"
+    told = f"{len(found.runs)} of {count(total, 'run')} can be used"
     if found.refused:
         first = found.refused[0]
         told += f"; {first.file or first.run} [{first.code}]: {first.found}"
@@ -213,7 +213,7 @@ def check_space(output: Path, demand: Demand) -> Finding:
     # Some file systems don't count their files.
     left = free.f_favail if free.f_files else None
     found = f"{_tell_size(space)} free" + ("" if left is None else f", room for {left:,} files")
-    found += f"; about {_tell_size(size)} and {number:,} files for {_count(runs, 'run')}"
+    found += f"; about {_tell_size(size)} and {number:,} files for {count(runs, 'run')}"
     if space < size or (left is not None and left < number):
         return Finding("fails", found, "free some space, or more files", Exit.CANNOT_WRITE)
     found += f", {_tell_size(kept)} more with --save-prepared"
@@ -262,7 +262,7 @@ def check_work(folder: Path, demand: Demand, at_once: int) -> Finding:
 def check_processors(limits: Mapping[str, int], threads: int) -> Finding:
     """Say how many processors a job may use, and by which limit; ``limits`` are by origin."""
     told = ", ".join(f"{limits[origin]} by {origin}" for origin in _sort_origins(limits))
-    return Finding("well", f"{told}; {_count(threads, 'thread')} in a step")
+    return Finding("well", f"{told}; {count(threads, 'thread')} in a step")
 
 
 def check_memory(limits: Mapping[str, float], needed: float, at_once: int) -> Finding:
@@ -447,7 +447,3 @@ def _sort_origins(limits: Mapping[str, float]) -> list[str]:
 
 def _tell_size(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

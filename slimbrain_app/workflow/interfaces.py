@@ -62,11 +62,20 @@ class Step(SimpleInterface):  # type: ignore[misc]
 
     def _report_fault(self, state: RunState, call: Call, error: Exception) -> Refusal:
         step = type(self).__name__.lower()
+        if isinstance(error, MemoryError):
+            return Refusal(
+                run=state.run.name,
+                code="out-of-memory",
+                file=state.run.relative(state.run.bold),
+                expected=f"memory to {step} the run",
+                found=str(error) or "none left",
+                advice="start again with more memory, or with a lower --nprocs",
+            )
         crash = call.logs / f"crash-{state.run.name}-{step}.txt"
         crash.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         return Refusal(
             run=state.run.name,
-            code="out-of-memory" if isinstance(error, MemoryError) else "internal",
+            code="internal",
             file=state.run.relative(state.run.bold),
             expected=f"to {step} the run",
             found=f"{type(error).__name__}: {error}",
