@@ -183,7 +183,7 @@ def worst(codes: Iterable[int]) -> int:
 
 def count(number: int, noun: str) -> str:
     """Return a number and its noun, in the plural but for one."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 class SlimBrainError(Exception):

@@ -229,7 +229,7 @@ def is_current(output: Path, run: Run, provenance: Provenance) -> bool:
 
 def is_by_model(facts: Mapping[str, Any], provenance: Provenance) -> bool:
     """Whether a run's sidecar names the weights of this call."""
-    by_model: bool = facts["Model"]["SHA256"] == provenance.model.sha256
+    by_model: bool = facts.get("Model", {}).get("SHA256") == provenance.model.sha256
     return by_model
 
 
