@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import tomli_w
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from slimbrain_app.errors import CallRefused
@@ -93,7 +92,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("settings")
 
 
-@hypothesis_settings(deadline=None)
 @given(any_settings)
 def test_written_settings_read_back_the_same(folder: Path, written: ParticipantSettings) -> None:
     back = read(folder, write_settings(written))

@@ -4,7 +4,7 @@ import os
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -100,7 +100,6 @@ def test_a_header_cut_short_is_truncated(tmp_path, make_image, size):
     assert refusal_of(write(tmp_path / "a.nii.gz", content)).reason == "truncated"
 
 
-@settings(deadline=None)  # Each example writes a file: slow where many share the machine.
 @given(st.integers(0, 350), st.integers(0, 255))
 @example(295, 127)  # A signalling NaN.
 @example(40, 1)  # One dimension.

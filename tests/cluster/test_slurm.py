@@ -100,9 +100,7 @@ def test_jobs_that_follow_one_another_take_different_ports_that_anybody_may_use(
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), max_size=4))
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_words_arrive_as_they_are(cluster, words):
     assert run_job(cluster, write_pretraining(JOB, ["train", *words], [Path("out")]))[0] == 0
     arrived = (cluster / "words.txt").read_bytes().decode().split("\0")[:-1]

@@ -64,7 +64,7 @@ def test_parts_are_alike_in_a_number():
         assert abs(own.mean() - age.values.mean()) < 2
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(0, 30), min_size=40, max_size=80), st.integers(0, 10), st.integers(0, 30)
 )

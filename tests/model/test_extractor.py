@@ -180,7 +180,7 @@ def test_probes_are_distinct_evenly_spaced_and_outside(
     assert len(gaps) == 0 or np.ptp(gaps) <= 1
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(order=st.permutations(range(len(STARTS))))
 def test_order_of_windows_does_not_matter(order: list[int]) -> None:
     extractor, series = TemporalExtractor(SMALL), make_series()

@@ -333,7 +333,7 @@ def test_a_plain_pickle_with_a_numpy_array_is_refused(tmp_path):
 
 
 @given(st.binary(max_size=200), st.booleans())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_refused(tmp_path, content, like_a_pickle):
     file = tmp_path / "any.pth"
     file.write_bytes(b"\x80\x02" * like_a_pickle + content)

@@ -32,7 +32,7 @@ def attend_one_by_one(queries, keys, values, query_lengths, key_lengths, heads):
 
 
 @given(lengths=LENGTHS, seed=st.integers(0, 2**31), pooled=st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_packed_attention_equals_segments_one_by_one(lengths, seed, pooled):
     generator = torch.Generator().manual_seed(seed)
     query_lengths = [(length + 3) // 4 for length in lengths] if pooled else lengths
@@ -82,7 +82,7 @@ def test_equal_segments_are_packed_without_copies_or_padding():
 
 
 @given(lengths=LENGTHS, seed=st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_pooling_is_the_maximum_over_each_run_with_shared_ties(lengths, seed):
     generator = torch.Generator().manual_seed(seed)
     # Few values, so that ties are common.

@@ -76,7 +76,7 @@ def test_a_mask_unit_is_one_run_of_neighbours(preset, template_brain, generator)
 
 
 @given(seed=st.integers(0, 2**31), share=st.floats(0.01, 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_table_lists_exactly_what_is_kept(seed, share):
     sizes = replace(PRESETS["tiny"], shape=(8, 64, 32, 32))
     kept = torch.rand(2, *sizes.grid, generator=torch.Generator().manual_seed(seed)) < share
