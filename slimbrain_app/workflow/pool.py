@@ -15,7 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context, parent_process
-from typing import Any
+from typing import Any, NoReturn
 
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
@@ -51,10 +51,15 @@ class Pool(MultiProcPlugin):  # type: ignore[misc]
         self._tried: set[int] = set()
         self._again: deque[int] = deque()
         self._alone: Future[dict[str, Any]] | None = None
+        self._workers: dict[int, Any] = {}
 
     def end(self) -> None:
-        """End all workers at once; each removes its own half-written files."""
-        workers = self._list_workers()
+        """End all workers at once, those of broken pools too, for which Python would wait.
+
+        Each removes its own half-written files.
+        """
+        self._list_workers()
+        workers = list(self._workers.values())
         for worker in workers:
             worker.terminate()
         limit = time.monotonic() + SECONDS_TO_END
@@ -74,10 +79,15 @@ class Pool(MultiProcPlugin):  # type: ignore[misc]
             )
         return self._pools[on_gpu]
 
-    def _list_workers(self) -> list[Any]:
-        return [
-            worker for pool in self._pools.values() for worker in (pool._processes or {}).values()
-        ]
+    def _list_workers(self) -> list[int]:
+        """Return the process ids of pools that work, and remember all there ever were."""
+        working = {
+            pid: worker
+            for pool in self._pools.values()
+            for pid, worker in (pool._processes or {}).items()
+        }
+        self._workers |= working
+        return list(working)
 
     def _submit_job(self, node: Any, **_: bool) -> int:
         self._taskid += 1
@@ -118,7 +128,7 @@ class Pool(MultiProcPlugin):  # type: ignore[misc]
 
     def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
         running = sum(not future.done() for future in self._task_obj.values())
-        self._watchdog.look(running, [worker.pid for worker in self._list_workers()])
+        self._watchdog.look(running, self._list_workers())
         super()._send_procs_to_workers(updatehash, graph)
         if self._again and not running:
             task = self._again.popleft()
@@ -148,8 +158,18 @@ def _start_worker(folder: str) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches every process of a terminal; only the parent decides, and then terminates us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Leaving by an exception lets half-written files be removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(*_: object) -> NoReturn:
+    """Leave by an exception, so that half-written files are removed; at last, without.
+
+    Nipype swallows all exceptions of a step, this one too, and the process would wait for the next.
+    """
+    end = threading.Timer(SECONDS_TO_END / 2, os._exit, (1,))
+    end.daemon = True
+    end.start()
+    sys.exit(1)
 
 
 def _end_with_parent() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,14 @@ def act(folder, name, deeds):
     if deed in ("SIGKILL", "SIGSTOP"):
         time.sleep(0.2)  # The others have begun.
         os.kill(os.getpid(), getattr(signal, deed))
+    if deed == "kill the idle":
+        time.sleep(1.5)
+        parent = os.getppid()
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            is_worker = "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()
+            if is_worker and int(child) != os.getpid():
+                os.kill(int(child), signal.SIGKILL)
+        time.sleep(2.0)
     time.sleep(0.4)
     if deed == "raise":
         raise ValueError("a fault")
@@ -90,6 +100,17 @@ def test_a_second_turn_has_nothing_beside_it(run):
     others = [span for name in "bcde" for span in spans(run, name) if span[1] is not None]
     assert len(others) == 4
     assert all(end < started or start > ended for start, end in others)
+
+
+def test_no_process_is_left_behind(run):
+    """An idle process is killed: it took the lock on new work along, and the other one, whose exit
+    was swallowed in the midst of a step, would wait for that lock for ever.
+    """
+    assert run(a=["end"], b=["kill the idle", "end"]).lost == {}
+    limit = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert multiprocessing.active_children() == []
 
 
 def test_a_fault_is_no_loss_and_has_no_second_turn(run):
