@@ -64,3 +64,8 @@ def foresee(
         kept_bytes=RUN_BYTES + prepared * saved,
         work_bytes=prepared * WHILE_MADE,
     )
+
+
+def tell_size(size: float) -> str:
+    """Return a number of bytes in words."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from slimbrain_app.cli.arguments import normalise
 from slimbrain_app.cli.parser import check_verb, make_parser, make_settings, name_verb
 from slimbrain_app.errors import Exit, SlimBrainError
+from slimbrain_app.training.stopping import SIGNALS
 
 if TYPE_CHECKING:
     from slimbrain_app.cli.terminal import Terminal
@@ -22,13 +23,11 @@ if TYPE_CHECKING:
 
 Call = TypeVar("Call", bound="Gathering")
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for number in STOPS:
+    for number in SIGNALS:
         signal.signal(number, _stop)
     try:
         return _run(read_options(words), words)
@@ -54,7 +53,7 @@ def _stop(*_: object) -> NoReturn:
 
 
 def _ignore_stops() -> None:
-    for number in STOPS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

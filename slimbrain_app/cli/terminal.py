@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from slimbrain_app.costs import Cost
+from slimbrain_app.costs import Cost, tell_size
 from slimbrain_app.errors import count
 from slimbrain_app.records import Notice, Refusal, RunStatus
 
@@ -94,7 +94,7 @@ class Terminal:
             self.say(
                 f"About {_tell_seconds(seconds)} of one processor"
                 f"{'' if device == 'cpu' else ', or less: ' + device + ' does the encoding'}; "
-                f"up to {_tell_bytes(work)} of the work folder for each run under way"
+                f"up to {tell_size(work)} of the work folder for each run under way"
             )
 
     @contextmanager
@@ -160,17 +160,13 @@ def make_bar(console: Console) -> Progress:
 def _tell_cost(cost: Cost | None) -> tuple[str, str, str]:
     if cost is None:
         return "", "", ""
-    return _tell_seconds(cost.seconds), f"{cost.memory_gb:g} GB", _tell_bytes(cost.kept_bytes)
+    return _tell_seconds(cost.seconds), f"{cost.memory_gb:g} GB", tell_size(cost.kept_bytes)
 
 
 def _tell_seconds(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.0f} h"
-
-
-def _tell_bytes(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
 
 
 def _list_codes(notices: Sequence[Notice]) -> str:

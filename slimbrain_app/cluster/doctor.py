@@ -25,7 +25,7 @@ from slimbrain_app.bids.discover import (
 )
 from slimbrain_app.bids.headers import read_header
 from slimbrain_app.bids.spaces import MODEL, choose_template_transform
-from slimbrain_app.costs import RUN_BYTES, RUN_FILES, VOLUME_BYTES, WHILE_MADE
+from slimbrain_app.costs import RUN_BYTES, RUN_FILES, VOLUME_BYTES, WHILE_MADE, tell_size
 from slimbrain_app.errors import CallRefused, Exit, RunRefused, SlimBrainError, count
 from slimbrain_app.files import TEMPORARY, lock, sha256_of, whole_file
 from slimbrain_app.records import Run, decide_exit
@@ -180,12 +180,8 @@ def _check_writing(folder: Path) -> Finding:
 def check_locks(folder: Path) -> Finding:
     """See whether the kernel's lock on a file keeps others off."""
     elsewhere = "put OUTPUT_DIR on another file system"
-    try:
-        with _probe(folder) as probe, lock(probe / "lock", "lock"):
-            held = _is_locked(probe / "lock")
-    except OSError as error:
-        found = f"the file system has no locks: {error.strerror or error}"
-        return Finding("fails", found, elsewhere, Exit.CANNOT_WRITE)
+    with _probe(folder) as probe, lock(probe / "lock", "lock"):
+        held = _is_locked(probe / "lock")
     if not held:
         return Finding("fails", "a lock keeps nobody off", elsewhere, Exit.CANNOT_WRITE)
     local = find_mount(folder).options & LOCAL_LOCKS
@@ -212,11 +208,11 @@ def check_space(output: Path, demand: Demand) -> Finding:
     space = free.f_bavail * free.f_frsize
     # Some file systems don't count their files.
     left = free.f_favail if free.f_files else None
-    found = f"{_tell_size(space)} free" + ("" if left is None else f", room for {left:,} files")
-    found += f"; about {_tell_size(size)} and {number:,} files for {count(runs, 'run')}"
+    found = f"{tell_size(space)} free" + ("" if left is None else f", room for {left:,} files")
+    found += f"; about {tell_size(size)} and {number:,} files for {count(runs, 'run')}"
     if space < size or (left is not None and left < number):
         return Finding("fails", found, "free some space, or more files", Exit.CANNOT_WRITE)
-    found += f", {_tell_size(kept)} more with --save-prepared"
+    found += f", {tell_size(kept)} more with --save-prepared"
     if space < size + kept:
         return Finding("mind", found, "leave out --save-prepared, or free some space")
     return Finding("well", found)
@@ -247,7 +243,7 @@ def check_work(folder: Path, demand: Demand, at_once: int) -> Finding:
     one = demand.prepared_bytes * WHILE_MADE
     free = os.statvfs(_find_place(folder))
     space = free.f_bavail * free.f_frsize
-    found = f"{written.found}; {_tell_size(space)} free, a run takes {_tell_size(one)}"
+    found = f"{written.found}; {tell_size(space)} free, a run takes {tell_size(one)}"
     found += f", {at_once} at once"
     if space < one:
         return Finding("fails", found, "name a larger place with --work-dir", Exit.CANNOT_WRITE)
@@ -350,7 +346,7 @@ def _tell_free(device: str) -> str:
         return ""
     free, total = torch.cuda.mem_get_info(device)
     name = torch.cuda.get_device_name(device)
-    return f"; {name}, {_tell_size(free)} of {_tell_size(total)} free"
+    return f"; {name}, {tell_size(free)} of {tell_size(total)} free"
 
 
 def check_model(name: str, output: Path | None) -> Finding:
@@ -443,7 +439,3 @@ def _sort_origins(limits: Mapping[str, float]) -> list[str]:
     """Return who sets a limit, the narrowest first; one above what the host has is none."""
     real = [origin for origin in limits if limits[origin] < limits["host"]]
     return [*sorted(real, key=lambda origin: limits[origin]), "host"]
-
-
-def _tell_size(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"

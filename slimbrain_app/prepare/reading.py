@@ -31,7 +31,7 @@ _BATCH_BYTES, _MOST_BYTES = 8 << 20, 32 << 20
 # A file that was written to so lately and ends early is most likely still being written.
 _YOUNG_SECONDS = 10
 # More bytes than deflate can make of one.
-_MOST_PER_BYTE = 1040
+MOST_PER_BYTE = 1040
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,7 +347,7 @@ def _require_place(grid: Grid, name: str) -> None:
 
 def _most_bytes(path: Path) -> int:
     """Return how many bytes a file can hold, if it is compressed as well as can be."""
-    return path.stat().st_size * (_MOST_PER_BYTE if path.name.endswith(".gz") else 1)
+    return path.stat().st_size * (MOST_PER_BYTE if path.name.endswith(".gz") else 1)
 
 
 def _open(path: Path, name: str) -> io.FileIO:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimbrain_app.errors import RunRefused
+from slimbrain_app.prepare.reading import MOST_PER_BYTE
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
@@ -104,7 +105,7 @@ def _read_composite(path: Path) -> Parts:
 def _require_size(group: Any, path: Path) -> None:
     """Refuse what says that it holds more than deflate could make of the file."""
     held = sum(part["TransformParameters"].nbytes for part in group.values() if len(part) > 1)
-    if held > 1040 * path.stat().st_size:
+    if held > MOST_PER_BYTE * path.stat().st_size:
         raise ValueError(f"{held} bytes of parameters in so short a file")
 
 
