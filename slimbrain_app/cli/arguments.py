@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from slimbrain_app.errors import CallRefused
 
@@ -39,6 +39,17 @@ class Parser(argparse.ArgumentParser):
         nearest = difflib.get_close_matches(argument.split("=")[0], options, n=1)
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         return f"the unknown argument {argument}{hint}"
+
+
+class PassingParser(Parser):
+    """A parser that leaves what stands behind ``--`` to another command, as ``passed``."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = list(args or ())
+        end = words.index("--") if "--" in words else len(words)
+        options, unknown = super().parse_known_args(words[:end], namespace)
+        options.passed = words[end + 1 :]
+        return options, unknown
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:

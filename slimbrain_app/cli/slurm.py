@@ -6,9 +6,9 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from slimbrain_app.cli.arguments import Parser
+from slimbrain_app.cli.arguments import Parser, PassingParser
 
 if TYPE_CHECKING:
     Actions = argparse._SubParsersAction[Parser]
@@ -18,26 +18,15 @@ _TIME = r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}"
 _NAME = r"[\w.,:@+-]+"
 
 
-class _PassingParser(Parser):
-    """A parser that leaves what stands behind ``--`` to another command, as ``passed``."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        words = list(args or ())
-        end = words.index("--") if "--" in words else len(words)
-        options, unknown = super().parse_known_args(words[:end], namespace)
-        options.passed = words[end + 1 :]
-        return options, unknown
-
-
 def add_slurm(commands: Actions) -> None:
     parser = commands.add_parser("slurm", help="job scripts for Slurm")
     actions = parser.add_subparsers(
-        required=True, metavar="ACTION", title="actions", parser_class=_PassingParser
+        required=True, metavar="ACTION", title="actions", parser_class=PassingParser
     )
     _add_pretrain(actions)
 
 
-def _add_pretrain(actions: argparse._SubParsersAction[_PassingParser]) -> None:
+def _add_pretrain(actions: argparse._SubParsersAction[PassingParser]) -> None:
     parser = actions.add_parser(
         "pretrain",
         help="train a model package on one node or several",
@@ -68,7 +57,8 @@ def _add_pretrain(actions: argparse._SubParsersAction[_PassingParser]) -> None:
 
 def _write_pretraining(options: argparse.Namespace) -> None:
     from slimbrain_app.cli.app import read_options
-    from slimbrain_app.cluster.slurm import Job, enter_image, write_pretraining
+    from slimbrain_app.cluster.containers import enter_image
+    from slimbrain_app.cluster.slurm import Job, write_pretraining
     from slimbrain_app.files import write_text
 
     command = _make_command(options)

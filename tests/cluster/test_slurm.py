@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slimbrain_app.cluster.slurm import Job, enter_image, write_pretraining
+from slimbrain_app.cluster.slurm import Job, write_pretraining
 
 JOB = Job(nodes=2, gpus_per_node=4, time="04:00:00")
 # Runs the second of eight processes, after dropping srun's own options.
@@ -139,14 +139,3 @@ def test_requests_stand_before_all_commands_for_slurm_reads_no_further():
     assert lines[0] == "#!/bin/bash"
     requests = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]
     assert requests == list(range(1, len(requests) + 1))
-
-
-@pytest.mark.parametrize("gpus", [True, False])
-def test_an_image_sees_inputs_to_read_and_outputs_to_write(gpus):
-    given, written = [Path("/data/in"), Path("/data/x.toml")], [Path("/data/out")]
-    words = enter_image(["slimbrain", "a b"], Path("/images/s.sif"), given, written, gpus)
-    assert words[:2] == ["apptainer", "exec"]
-    assert ("--nv" in words) == gpus
-    assert "--bind=/data/in:/data/in:ro" in words
-    assert "--bind=/data/out:/data/out" in words
-    assert words[-3:] == ["/images/s.sif", "slimbrain", "a b"]
