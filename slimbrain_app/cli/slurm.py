@@ -57,7 +57,7 @@ def _add_pretrain(actions: argparse._SubParsersAction[PassingParser]) -> None:
 
 def _write_pretraining(options: argparse.Namespace) -> None:
     from slimbrain_app.cli.app import read_options
-    from slimbrain_app.cluster.containers import enter_image
+    from slimbrain_app.cluster.containers import Container, enter
     from slimbrain_app.cluster.slurm import Job, write_pretraining
     from slimbrain_app.files import write_text
 
@@ -67,8 +67,9 @@ def _write_pretraining(options: argparse.Namespace) -> None:
     if options.image is not None:
         given = (call.bids_dir, *(call.dataset or ()), call.config, call.bids_filter_file)
         files = [path.absolute() for path in given if path]
-        gpus = options.gpus_per_node > 0
-        command = enter_image(command, options.image.absolute(), files, folders, gpus)
+        image, gpu = str(options.image.absolute()), options.gpus_per_node > 0
+        container = Container(engine="apptainer", image=image, gpu=gpu, network=True)
+        command = enter(container, command[1:], files, folders)
     names = ("nodes", "gpus_per_node", "time", "partition", "account")
     job = Job(**{name: getattr(options, name) for name in names})
     script = write_pretraining(job, command, folders)

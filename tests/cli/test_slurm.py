@@ -54,10 +54,11 @@ def test_a_script_goes_into_a_file_if_there_is_one_to_go_to(here, capsys):
 def test_an_image_sees_every_folder_that_the_options_name(here, capsys):
     main([*TIMED, "--image=s.sif", "--", "--dataset=more", "--dataset=other", "--work-dir=w"])
     command = read_command(capsys.readouterr().out)
-    binds = [word.removeprefix("--bind=") for word in command if word.startswith("--bind")]
-    read = [f"{here}/{name}:{here}/{name}:ro" for name in ("derivatives", "more", "other")]
-    written = [f"{here}/{name}:{here}/{name}" for name in ("out", "w")]
-    assert binds == read + written
+    mounts = [word for word in command if word.startswith("--mount")]
+    folders = [f"{here}/{name}" for name in ("derivatives", "more", "other", "out", "w")]
+    lines = [f"--mount=type=bind,source={folder},destination={folder}" for folder in folders]
+    assert mounts == [*(f"{line},ro" for line in lines[:3]), *lines[3:]]
+    assert not {"--containall", "--network=none"} & set(command)
     assert command[command.index(f"{here}/s.sif") + 1] == "slimbrain"
 
 
