@@ -211,3 +211,10 @@ def _concerns(error: OSError, path: Path) -> bool:
         return True
     place = Path(os.fsdecode(error.filename))
     return place.is_relative_to(path.parent) or path.is_relative_to(place)
+
+
+def cached_packages() -> Path:
+    """Return the folder with the packages that were fetched from a hub."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("slimbrain") / "models"

@@ -556,7 +556,7 @@ def read_settings(
         ``settings-bad`` if the file isn't TOML, has an unknown key, or a value out of its range;
         ``usage`` if an override is. All faults are listed.
     """
-    table = _read_table(path) if path else {}
+    table = read_table(path) if path else {}
     if path:
         _validate(kind, table, "settings-bad", path)
     return _validate(kind, _merged(table, overrides), "usage", "command line")
@@ -609,7 +609,14 @@ def _flatten(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _read_table(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """Read a settings file as it is.
+
+    Raises
+    ------
+    CallRefused
+        ``settings-bad`` if it isn't TOML.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         json.dumps(table, default=str)  # Nothing that is nested too deeply goes further.

@@ -173,12 +173,16 @@ def find_template_file(ending: str) -> Path | None:
     Only looked for by name: importing templateflow would lay out its folder and may reach for the
     network.
     """
-    from platformdirs import user_cache_dir
-
-    home = Path(os.environ.get("TEMPLATEFLOW_HOME") or user_cache_dir("templateflow"))
-    path = home / f"tpl-{MODEL.space}" / f"tpl-{MODEL.space}_{ending}"
+    path = find_templates() / f"tpl-{MODEL.space}" / f"tpl-{MODEL.space}_{ending}"
     # Files of TemplateFlow's skeleton that were never fetched are empty.
     return path if path.is_file() and path.stat().st_size > 0 else None
+
+
+def find_templates() -> Path:
+    """Return where TemplateFlow's files are, if there are any."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("TEMPLATEFLOW_HOME") or user_cache_dir("templateflow"))
 
 
 def _rank(space: str) -> int:

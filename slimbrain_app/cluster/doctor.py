@@ -25,6 +25,7 @@ from slimbrain_app.bids.discover import (
 )
 from slimbrain_app.bids.headers import read_header
 from slimbrain_app.bids.spaces import MODEL, choose_template_transform
+from slimbrain_app.cluster.mounts import find_mount, find_place
 from slimbrain_app.costs import RUN_BYTES, RUN_FILES, VOLUME_BYTES, WHILE_MADE, tell_size
 from slimbrain_app.errors import CallRefused, Exit, RunRefused, SlimBrainError, count
 from slimbrain_app.files import TEMPORARY, lock, sha256_of, whole_file
@@ -33,7 +34,6 @@ from slimbrain_app.settings import Prepare, Select
 
 State = Literal["well", "mind", "fails"]
 
-MOUNTS = Path("/proc/self/mountinfo")
 DRIVER = Path("/proc/driver/nvidia/version")
 DATA = Path(str(files("slimbrain_app"))) / "data"
 
@@ -75,18 +75,6 @@ class Demand:
     def prepared_bytes(self) -> int:
         """Size of a prepared run."""
         return self.volumes * VOLUME_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """Kind and options of the file system that a folder is on; unknown where Linux isn't."""
-
-    kind: str = ""
-    options: frozenset[str] = frozenset()
-
-    def __str__(self) -> str:
-        words = (self.kind, "read-only" if "ro" in self.options else "")
-        return ", ".join(word for word in words if word) or "file system unknown"
 
 
 def examine(check: Callable[[], Finding]) -> Finding:
@@ -167,10 +155,17 @@ def measure_demand(dataset: Path) -> Demand:
 def check_output(output: Path) -> Finding:
     """See whether a folder can be made and written: what stands there already, and in fact."""
     refuse_foreign(output)
-    return _check_writing(output)
+    return check_writing(output)
 
 
-def _check_writing(folder: Path) -> Finding:
+def check_writing(folder: Path) -> Finding:
+    """See whether a folder can be made and written, in fact.
+
+    Raises
+    ------
+    CallRefused
+        ``not-writable`` or ``disk-full`` if not.
+    """
     with _probe(folder) as probe, whole_file(probe / "file") as temporary:
         temporary.write_bytes(bytes(4096))
     made = "" if folder.exists() else ", will be made"
@@ -204,7 +199,7 @@ def check_space(output: Path, demand: Demand) -> Finding:
     runs = demand.participants * demand.runs
     size, number = runs * RUN_BYTES, runs * RUN_FILES
     kept = runs * demand.prepared_bytes
-    free = os.statvfs(_find_place(output))
+    free = os.statvfs(find_place(output))
     space = free.f_bavail * free.f_frsize
     # Some file systems don't count their files.
     left = free.f_favail if free.f_files else None
@@ -239,9 +234,9 @@ def find_work(work_dir: Path | None) -> Path:
 
 def check_work(folder: Path, demand: Demand, at_once: int) -> Finding:
     """See whether work folders can be written and have room for runs that are prepared at once."""
-    written = _check_writing(folder)
+    written = check_writing(folder)
     one = demand.prepared_bytes * WHILE_MADE
-    free = os.statvfs(_find_place(folder))
+    free = os.statvfs(find_place(folder))
     space = free.f_bavail * free.f_frsize
     found = f"{written.found}; {tell_size(space)} free, a run takes {tell_size(one)}"
     found += f", {at_once} at once"
@@ -390,21 +385,6 @@ def check_home() -> Finding:
     return Finding("well", "matplotlib's list of fonts has a place; nothing else needs a home")
 
 
-def find_mount(folder: Path, table: Path = MOUNTS) -> Mount:
-    """Return on which file system a folder is, or will be."""
-    place, found, depth = _find_place(folder).resolve(), Mount(), 0
-    for line in table.read_text().splitlines() if table.exists() else ():
-        before, _, after = line.partition(" - ")
-        point, options = before.split()[4:6]
-        # Blanks and the like are written in octal.
-        path = Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), point))
-        # Of several on one another the last is seen.
-        if place.is_relative_to(path) and len(path.parts) >= depth:
-            kind, _, more = after.split(maxsplit=2)
-            found, depth = Mount(kind, frozenset(f"{options},{more}".split(","))), len(path.parts)
-    return found
-
-
 def _list_closed(run: Run) -> Iterator[Path]:
     for path in (run.mask, run.confounds, *run.transforms):
         if path is not None and not os.access(path, os.R_OK):
@@ -414,7 +394,7 @@ def _list_closed(run: Run) -> Iterator[Path]:
 @contextmanager
 def _probe(folder: Path) -> Iterator[Path]:
     """Yield a hidden folder in the place of another, still to be made; nothing is left of it."""
-    probe = _find_place(folder) / f"{TEMPORARY}doctor-{uuid.uuid4().hex[:12]}"
+    probe = find_place(folder) / f"{TEMPORARY}doctor-{uuid.uuid4().hex[:12]}"
     try:
         yield probe
     except CallRefused as error:
@@ -427,12 +407,6 @@ def _probe(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(probe, ignore_errors=True)
-
-
-def _find_place(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that is there."""
-    above = (folder, *folder.absolute().parents)
-    return next(place for place in above if os.access(place, os.F_OK))
 
 
 def _sort_origins(limits: Mapping[str, float]) -> list[str]:

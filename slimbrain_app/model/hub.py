@@ -17,11 +17,10 @@ from urllib.request import Request, urlopen
 
 from slimbrain_app import __version__
 from slimbrain_app.errors import CallRefused
-from slimbrain_app.files import whole_folder
+from slimbrain_app.files import cached_packages, whole_folder
 from slimbrain_app.model.packages import (
     CHECKSUMS,
     Package,
-    cached_packages,
     digest_package,
     installed_packages,
     load_package,

@@ -35,7 +35,13 @@ import torch
 from torch import Tensor, nn
 
 from slimbrain_app.errors import CallRefused
-from slimbrain_app.files import TEMPORARY, parse_json, sha256_of, whole_folder
+from slimbrain_app.files import (
+    TEMPORARY,
+    cached_packages,
+    parse_json,
+    sha256_of,
+    whole_folder,
+)
 from slimbrain_app.model.encoder import Encoder
 from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
 from slimbrain_app.model.package_heads import (
@@ -444,13 +450,6 @@ def list_packages(search: Sequence[Path] = ()) -> list[Package | CallRefused]:
             except CallRefused as refusal:
                 found.append(refusal)
     return found
-
-
-def cached_packages() -> Path:
-    """Return the folder with the packages that were fetched from a hub."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("slimbrain") / "models"
 
 
 def installed_packages() -> Path:

@@ -16,6 +16,7 @@ import pytest
 from slimbrain_app.bids.discover import list_participants
 from slimbrain_app.cluster import doctor
 from slimbrain_app.cluster.doctor import Demand, examine
+from slimbrain_app.cluster.mounts import Mount
 from slimbrain_app.files import TEMPORARY
 from slimbrain_app.model.packages import create_package, installed_packages
 from slimbrain_app.workflow.resources import list_memory, list_processors
@@ -244,7 +245,7 @@ def test_a_file_system_without_locks_fails(tmp_path, monkeypatch):
 
 
 def test_locks_of_one_node_only_are_to_be_minded(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "find_mount", lambda _: doctor.Mount("lustre", {"localflock"}))
+    monkeypatch.setattr(doctor, "find_mount", lambda _: Mount("lustre", {"localflock"}))
     finding = check(doctor.check_locks, tmp_path)
     assert finding.state == "mind"
     assert "localflock" in finding.found
@@ -275,7 +276,7 @@ def test_a_lack_of_room_for_prepared_runs_is_to_be_minded(tmp_path):
 
 
 def test_a_work_folder_on_disk_with_room_is_well(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "find_mount", lambda _: doctor.Mount("ext4"))
+    monkeypatch.setattr(doctor, "find_mount", lambda _: Mount("ext4"))
     assert check(doctor.check_work, tmp_path, Demand(volumes=40), 2).state == "well"
     assert list(tmp_path.iterdir()) == []
 
@@ -294,7 +295,7 @@ def test_a_work_folder_without_room_for_one_run_fails(tmp_path):
 
 
 def test_a_work_folder_without_room_for_all_at_once_is_to_be_minded(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "find_mount", lambda _: doctor.Mount("ext4"))
+    monkeypatch.setattr(doctor, "find_mount", lambda _: Mount("ext4"))
     finding = check(doctor.check_work, tmp_path, Demand(volumes=1), 10**9)
     assert finding.state == "mind"
 
@@ -311,40 +312,6 @@ def test_no_temporary_folder_fails(monkeypatch):
     monkeypatch.setattr(tempfile, "gettempdir", refuse)
     finding = check(doctor.find_work, None)
     assert (finding.state, finding.exit_code) == ("fails", 73)
-
-
-MOUNTS = r"""
-22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-23 22 0:40 / {0} rw shared:1 - tmpfs tmpfs rw
-24 22 0:41 / {0}/a\040b ro,nosuid - nfs4 server:/x rw,local_lock=all
-26 23 0:43 / {0} rw - xfs /dev/vdc rw
-27 22 0:44 / {0}/deep rw - ext4 /dev/vdd ro
-"""
-
-
-@pytest.mark.parametrize(
-    ("below", "kind", "option"),
-    [
-        ("a b/new", "nfs4", "local_lock=all"),
-        ("a b", "nfs4", "ro"),
-        ("", "xfs", "rw"),
-        ("a", "xfs", "rw"),
-        ("deep/er", "ext4", "ro"),
-    ],
-)
-def test_the_innermost_and_last_mount_counts(tmp_path, below, kind, option):
-    folder = tmp_path / below
-    for name in ("a b", "a", "deep/er"):
-        (tmp_path / name).mkdir(parents=True)
-    table = tmp_path / "mountinfo"
-    table.write_text(MOUNTS.strip().format(tmp_path.resolve()))
-    mount = doctor.find_mount(folder, table)
-    assert mount.kind == kind
-    assert option in mount.options
-
-
-def test_without_a_table_of_mounts_the_file_system_is_unknown(tmp_path):
-    assert str(doctor.find_mount(tmp_path, tmp_path / "none")) == "file system unknown"
 
 
 # Limits

@@ -15,10 +15,10 @@ from threading import Thread
 import pytest
 
 from slimbrain_app.errors import CallRefused, Exit
+from slimbrain_app.files import cached_packages
 from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
 from slimbrain_app.model.hub import fetch_package
 from slimbrain_app.model.packages import (
-    cached_packages,
     create_package,
     list_packages,
     load_encoder,
