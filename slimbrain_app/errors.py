@@ -160,6 +160,8 @@ REASONS: Mapping[str, Reason] = {
     "no-head": _call(
         Exit.CONFIGURATION, "predictions are to be explained, but the model package has no head"
     ),
+    "jobs-bad": _call(Exit.NO_INPUT, "a folder of jobs is not there or not understood"),
+    "slurm-missing": _call(Exit.UNAVAILABLE, "Slurm does not answer"),
     "settings-bad": _call(Exit.CONFIGURATION, "the settings file can't be used"),
 }
 

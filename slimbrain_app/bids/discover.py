@@ -58,6 +58,7 @@ __all__ = [
     "discover",
     "discover_participant",
     "list_participants",
+    "list_selected",
     "no_participant",
     "no_runs_left",
     "read_filter_file",
@@ -104,6 +105,31 @@ def discover(dataset: Path, select: Select, prepare: Prepare) -> Found:
     if not together.runs and not together.refused:
         raise _nothing_found(dataset, participants, query.wanted)
     return together
+
+
+def list_selected(dataset: Path, select: Select) -> tuple[str, ...]:
+    """List participants of whom the filters leave a run, by names alone: no file is opened.
+
+    Who has folders that may not be listed is among them: whoever reads them will say so.
+
+    Raises
+    ------
+    CallRefused
+        As `discover`.
+    """
+    query = _make_query(dataset, select, Prepare())
+    participants = _choose_participants(dataset, select)
+    found = tuple(person.label for person in participants if _is_selected(person, query))
+    if not found:
+        raise _nothing_found(dataset, participants, query.wanted)
+    return found
+
+
+def _is_selected(participant: Participant, query: _Query) -> bool:
+    try:
+        return any(_select_runs(gather_runs(_list_functional(participant, query.wanted)), query))
+    except PermissionError:
+        return True
 
 
 def discover_participant(

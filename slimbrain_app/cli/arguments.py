@@ -34,6 +34,17 @@ class Parser(argparse.ArgumentParser):
             self.error("; ".join(self._describe_unknown(argument) for argument in unknown))
         return known
 
+    def take_apart(self, arguments: Sequence[str]) -> list[tuple[argparse.Action, list[str]]]:
+        """Return what a command line names, in order, each with its values as they were written."""
+        self._taken: list[tuple[argparse.Action, list[str]]] = []
+        self.parse_strictly(arguments)
+        return self._taken
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if hasattr(self, "_taken"):
+            self._taken.append((action, list(arg_strings)))
+        return super()._get_values(action, arg_strings)
+
     def _describe_unknown(self, argument: str) -> str:
         options = [option for action in self._actions for option in action.option_strings]
         nearest = difflib.get_close_matches(argument.split("=")[0], options, n=1)
@@ -112,3 +123,33 @@ def memory(text: str) -> float:
 
 def gigabytes(text: str) -> float:
     return memory(f"{text}GB")
+
+
+def number_from(least: int) -> Callable[[str], int]:
+    """Return a converter that takes whole numbers which are not below ``least``."""
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}, where a number from {least} is expected")
+        return int(text)
+
+    return convert
+
+
+def slurm_time(text: str) -> str:
+    """Return minutes, with seconds, with hours; or days with what follows them."""
+    return _match(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}", text)
+
+
+def slurm_name(text: str) -> str:
+    return _match(r"[\w.,:@+-]+", text)
+
+
+def slurm_size(text: str) -> str:
+    return _match(r"[1-9]\d*[KMGT]?", text)
+
+
+def _match(pattern: str, text: str) -> str:
+    if re.fullmatch(pattern, text, re.ASCII) is None:
+        raise argparse.ArgumentTypeError(f"{text!r}, which Slurm does not understand")
+    return text

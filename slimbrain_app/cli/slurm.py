@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimbrain_app.cli.arguments import Parser, PassingParser
+from slimbrain_app.cli.arguments import (
+    Parser,
+    PassingParser,
+    number_from,
+    slurm_name,
+    slurm_time,
+)
+from slimbrain_app.cli.cohort import add_participant, add_retry, add_status
 
 if TYPE_CHECKING:
     Actions = argparse._SubParsersAction[Parser]
-
-# Minutes, with seconds, with hours; or days with what follows them.
-_TIME = r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}"
-_NAME = r"[\w.,:@+-]+"
 
 
 def add_slurm(commands: Actions) -> None:
@@ -23,6 +24,9 @@ def add_slurm(commands: Actions) -> None:
     actions = parser.add_subparsers(
         required=True, metavar="ACTION", title="actions", parser_class=PassingParser
     )
+    add_participant(actions)
+    add_status(actions)
+    add_retry(actions)
     _add_pretrain(actions)
 
 
@@ -36,19 +40,19 @@ def _add_pretrain(actions: argparse._SubParsersAction[PassingParser]) -> None:
     )
     parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="as for slimbrain")
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="as for slimbrain")
-    parser.add_argument("--nodes", type=_count(1), default=1, metavar="N", help="default: 1")
+    parser.add_argument("--nodes", type=number_from(1), default=1, metavar="N", help="default: 1")
     parser.add_argument(
         "--gpus-per-node",
-        type=_count(0),
+        type=number_from(0),
         default=1,
         metavar="G",
         help="and as many processes on each node; 0 for one without a GPU (default: 1)",
     )
     parser.add_argument(
-        "--time", type=_match(_TIME), required=True, metavar="HH:MM:SS", help="limit of the job"
+        "--time", type=slurm_time, required=True, metavar="HH:MM:SS", help="limit of the job"
     )
-    parser.add_argument("--partition", type=_match(_NAME), metavar="NAME")
-    parser.add_argument("--account", type=_match(_NAME), metavar="NAME")
+    parser.add_argument("--partition", type=slurm_name, metavar="NAME")
+    parser.add_argument("--account", type=slurm_name, metavar="NAME")
     parser.add_argument("--image", type=Path, metavar="SIF", help="run in this Apptainer image")
     parser.add_argument("--config", type=Path, metavar="TOML", help="settings, as for slimbrain")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
@@ -85,21 +89,3 @@ def _make_command(options: argparse.Namespace) -> list[str]:
     if options.config is not None:
         command.append(f"--config={options.config.absolute()}")
     return [*command, *options.passed]
-
-
-def _count(least: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r}, where a number from {least} is expected")
-        return int(text)
-
-    return convert
-
-
-def _match(pattern: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if re.fullmatch(pattern, text) is None:
-            raise argparse.ArgumentTypeError(f"{text!r}, which Slurm does not understand")
-        return text
-
-    return check

@@ -85,7 +85,7 @@ class Terminal:
                 escape(row.why),
                 escape(row.file),
             )
-        self._print_table(table)
+        self.print_table(table)
         self.show_refusals(row.refusal for row in rows if row.refusal)
         costs = [row.cost for row in rows if row.cost]
         if costs:
@@ -119,7 +119,7 @@ class Terminal:
             seconds = f"{status.seconds:.1f}" if status.state == "done" else ""
             state = f"[{STYLES[status.state]}]{WORDS[status.state]}[/]"
             table.add_row(escape(status.run), state, escape(reason), seconds)
-        self._print_table(table)
+        self.print_table(table)
         for status in statuses:
             if status.refusal:
                 self.errors.print(escape(f"{status.run} [{status.refusal.code}]"), end=" ")
@@ -130,7 +130,7 @@ class Terminal:
             )
         self.say(f"Reports and tables: {plan.output}")
 
-    def _print_table(self, table: Table) -> None:
+    def print_table(self, table: Table) -> None:
         """Print all of a table: a name that is cut short would be of no use."""
         Console(highlight=False, width=_ANY_WIDTH).print(table, soft_wrap=True)
 
