@@ -17,6 +17,10 @@ ACTIONS = ("tabulate", "pretrain", "finetune", "evaluate")
 class Parser(argparse.ArgumentParser):
     """A parser that refuses as SlimBrain does and names the nearest option for an unknown one."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._taken: list[tuple[argparse.Action, list[str]]] = []
+
     def error(self, message: str) -> NoReturn:
         raise CallRefused(
             "usage",
@@ -36,13 +40,12 @@ class Parser(argparse.ArgumentParser):
 
     def take_apart(self, arguments: Sequence[str]) -> list[tuple[argparse.Action, list[str]]]:
         """Return what a command line names, in order, each with its values as they were written."""
-        self._taken: list[tuple[argparse.Action, list[str]]] = []
+        self._taken = []
         self.parse_strictly(arguments)
         return self._taken
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        if hasattr(self, "_taken"):
-            self._taken.append((action, list(arg_strings)))
+        self._taken.append((action, list(arg_strings)))
         return super()._get_values(action, arg_strings)
 
     def _describe_unknown(self, argument: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from slimbrain_app import __version__
 from slimbrain_app.cli.arguments import Parser
+from slimbrain_app.cli.container import add_container
 from slimbrain_app.cli.doctor import add_doctor
 from slimbrain_app.cli.models import add_models
 from slimbrain_app.cli.slurm import add_slurm
@@ -37,6 +38,7 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_simulate(commands)
     add_models(commands)
+    add_container(commands)
     add_slurm(commands)
     add_doctor(commands)
     return parser

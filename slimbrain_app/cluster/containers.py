@@ -14,6 +14,11 @@ from slimbrain_app.errors import CallRefused
 
 Engine = Literal["docker", "podman", "apptainer"]
 
+# What an image can't do without.
+_NEEDED = tuple(
+    map(Path, ("/opt/slimbrain", "/usr/bin", "/usr/lib", "/usr/local/lib", "/bin", "/lib", "/etc"))
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Container:
@@ -59,7 +64,7 @@ def enter(
     Raises
     ------
     CallRefused
-        ``usage`` if no engine can mount a path.
+        ``usage`` if a path can't be mounted, or would lie on what the image needs.
     """
     start = _start_apptainer if container.engine == "apptainer" else _start_oci
     variables = [f"--env={name}={value}" for name, value in (environment or {}).items()]
@@ -103,15 +108,20 @@ def _list_mounts(read: Iterable[Path], written: Iterable[Path]) -> Iterator[str]
             yield _mount(path, "" if writable[path] else "ro")
 
 
+def hides_image(path: Path) -> bool:
+    """Whether a folder, under its own path, would lie on what an image needs."""
+    return any(needed.is_relative_to(path) for needed in _NEEDED)
+
+
 def _mount(path: Path, *options: str) -> str:
     # Unlike with --volume and --bind, any path can be written, and none is made if absent.
-    if {"\n", "\r"} & set(str(path)):
+    if hides_image(path) or {"\n", "\r"} & set(str(path)):
         raise CallRefused(
             "usage",
             file=ascii(str(path)),
-            expected="a path without line breaks",
-            found="one that can't be mounted",
-            advice="name the folder otherwise",
+            expected="a path that can be mounted",
+            found="one of the image's own" if hides_image(path) else "line breaks",
+            advice="use another folder, or give it another name",
         )
     line = io.StringIO()
     fields = ("type=bind", f"source={path}", f"destination={path}", *filter(None, options))
