@@ -141,7 +141,6 @@ def _ask_slurm(command: Sequence[str]) -> str:
         found = done.stderr.strip().replace("\n", "; ") or f"exit code {done.returncode}"
     raise CallRefused(
         "slurm-missing",
-        file=command[0],
         expected="an answer of Slurm's",
         found=found,
         advice="call it where jobs are submitted, and when Slurm is up",
