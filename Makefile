@@ -1,12 +1,15 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Each makes its own .venv first.
 # PYTHON chooses the interpreter, TORCH_INDEX the address of torch wheels without CUDA.
+# CONTAINER_BUILD is what builds an image: `docker build` or `podman build`.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+CONTAINER_BUILD ?= $(if $(shell command -v docker),docker,podman) build
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' slimbrain_app/__init__.py)
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all check lock clean
+.PHONY: demo test test-all test-containers check image lock clean
 
 demo: demo/fmriprep/dataset_description.json
 	$(BIN)/slimbrain demo/fmriprep demo/slimbrain participant
@@ -21,7 +24,15 @@ test: check
 	$(BIN)/pytest -n 2 --dist loadfile
 
 test-all: check
-	$(BIN)/pytest -n 2 --dist loadfile -m ''
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not containers'
+
+# Each kind of test is left out where its program isn't there.
+test-containers: $(VENV)/.ready-dev
+	CONTAINER_BUILD='$(CONTAINER_BUILD)' $(BIN)/pytest -m containers
+
+image:
+	$(CONTAINER_BUILD) --tag slimbrain:$(VERSION) --build-arg VERSION=$(VERSION) \
+	    --build-arg REVISION=$$(git rev-parse HEAD) --build-arg TORCH_INDEX=$(TORCH_INDEX) .
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -44,6 +44,8 @@ class Terminal:
         log = logging.StreamHandler()
         log.setLevel(LEVELS.get(verbosity, logging.DEBUG))
         logging.basicConfig(handlers=[log], format="%(levelname)s %(name)s: %(message)s")
+        # It warns where there is no home, as in a container; what it lacks takes half a second.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
     def say(self, text: str) -> None:
         if not self.quiet:

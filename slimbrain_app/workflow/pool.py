@@ -146,14 +146,15 @@ class Pool(MultiProcPlugin):  # type: ignore[misc]
         return sorted(jobids, key=lambda job: (-self.procs[job].depth, job))
 
 
-def quieten_nipype() -> None:
-    """Let Nipype, which prints, be silent: our own progress and log say what happens."""
+def quieten_libraries() -> None:
+    """Let Nipype and matplotlib be silent in a worker too: our own log says what happens."""
     for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def _start_worker(folder: str) -> None:
-    quieten_nipype()
+    quieten_libraries()
     os.chdir(folder)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches every process of a terminal; only the parent decides, and then terminates us.

@@ -201,9 +201,9 @@ def _refuse_work(error: RuntimeError, work: Path) -> None:
 def _configure_nipype(call: Call) -> None:
     from nipype import config
 
-    from slimbrain_app.workflow.pool import quieten_nipype
+    from slimbrain_app.workflow.pool import quieten_libraries
 
-    quieten_nipype()
+    quieten_libraries()
     config.update_config(
         {
             "execution": {
