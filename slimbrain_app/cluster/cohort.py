@@ -80,9 +80,10 @@ if mkdir -p -- "$output" &&
     work=$(mktemp -d -- "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/slimbrain-XXXXXXXX"); then
     trap 'rm -rf -- "$work"' EXIT
     # What an image can't know beforehand; its environment is its own.
-    export APPTAINER_BIND="$work${APPTAINER_BIND:+,$APPTAINER_BIND}"
-    export APPTAINERENV_SLURM_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-}"
-    export APPTAINERENV_SLURM_MEM_PER_NODE="${SLURM_MEM_PER_NODE:-}"
+    export APPTAINER_BIND="$work${APPTAINER_BIND:+,$APPTAINER_BIND}" APPTAINERENV_TMPDIR="$work"
+    for name in CUDA_VISIBLE_DEVICES SLURM_{CPUS_PER_TASK,CPUS_ON_NODE,MEM_PER_CPU,MEM_PER_NODE}; do
+        if [[ -v $name ]]; then export "APPTAINERENV_$name=${!name}"; fi
+    done
     run "${command[@]}" --participant-label "${labels[@]}" --work-dir "$work"
     rm -rf -- "$work"
 fi

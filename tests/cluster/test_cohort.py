@@ -239,15 +239,19 @@ def test_a_node_without_room_for_work_ends_the_task_with_73(here):
     assert not (here / "words").exists()
 
 
-def test_an_image_learns_the_work_folder_and_the_limits(here):
+def test_an_image_learns_the_work_folder_the_limits_and_the_gpu(here):
     write_jobs(here / "jobs", make_cohort(here))
-    run_task(here, APPTAINER_BIND="/opt/site")
-    environment = dict(
-        line.split("=", 1) for line in read_lines(here / "environment") if "=" in line
-    )
-    assert environment["APPTAINER_BIND"] == f"{read_words(here)[-1]},/opt/site"
-    assert environment["APPTAINERENV_SLURM_CPUS_PER_TASK"] == "4"
-    assert environment["APPTAINERENV_SLURM_MEM_PER_NODE"] == "8192"
+    run_task(here, APPTAINER_BIND="/opt/site", CUDA_VISIBLE_DEVICES="2")
+    told = dict(line.split("=", 1) for line in read_lines(here / "environment") if "=" in line)
+    work = read_words(here)[-1]
+    assert told["APPTAINER_BIND"] == f"{work},/opt/site"
+    inside = {name: value for name, value in told.items() if name.startswith("APPTAINERENV_")}
+    assert inside == {
+        "APPTAINERENV_TMPDIR": work,
+        "APPTAINERENV_CUDA_VISIBLE_DEVICES": "2",
+        "APPTAINERENV_SLURM_CPUS_PER_TASK": "4",
+        "APPTAINERENV_SLURM_MEM_PER_NODE": "8192",
+    }
     assert (here / "out").is_dir()
 
 
