@@ -130,22 +130,23 @@ def gather(call: argparse.Namespace, passed: Sequence[str], settings: Mapping[st
         read.extend(folder for folder in linked if not hides_image(folder))
     # A dry run writes nothing, nor are folders made for it.
     work = find_work(None if call.dry_run else call.work_dir).resolve()
-    caches, variables = _find_caches()
+    caches, variables = find_caches()
+    passed_on = {name: os.environ[name] for name in _PASSED if name in os.environ}
     return Entry(
         words=words,
         read=[*read, *caches],
         made=[path for path in made if path.exists() or not call.dry_run],
         work=work,
-        environment={"TMPDIR": str(work), **variables},
+        environment={"TMPDIR": str(work), **passed_on, **variables},
     )
 
 
-def _find_caches() -> tuple[list[Path], dict[str, str]]:
-    """Return the folders of templates and packages, and the variables that an image needs."""
+def find_caches() -> tuple[list[Path], dict[str, str]]:
+    """Return the folders of templates and packages, and the variables that lead to them."""
     from slimbrain_app.bids.spaces import find_templates
     from slimbrain_app.files import cached_packages
 
-    variables = {name: os.environ[name] for name in _PASSED if name in os.environ}
+    variables: dict[str, str] = {}
     templates, packages = find_templates().resolve(), cached_packages()
     if templates.is_dir():
         variables["TEMPLATEFLOW_HOME"] = str(templates)
