@@ -888,6 +888,11 @@ def fill_training(case: Case) -> Expected:
 # ---------------------------------------------------------------------------- judging
 
 
+def may_be_removed(path: Path) -> bool:
+    """Whether its folder lets files be removed; root may by mode, so that is looked at too."""
+    return bool(path.parent.stat().st_mode & stat.S_IWUSR) and os.access(path.parent, os.W_OK)
+
+
 def judge_calls(case: Case, expected: Expected, column: Column) -> Iterator[Flaw]:
     """Wait for all calls of a case, and yield what is wrong with how they ended."""
     yield from await_end(case)
@@ -901,8 +906,8 @@ def judge_calls(case: Case, expected: Expected, column: Column) -> Iterator[Flaw
             yield Flaw(column, f"exit {code} ({told}), not {wanted}; {last_line(call)}")
     if sum_files(case.dataset) != case.sums:
         yield Flaw("input changed", "a file of the input is not as it was")
-    hidden = [] if -signal.SIGKILL in exits else list(case.output.rglob(f"{TEMPORARY}*"))
-    for path in hidden:
+    hidden = [] if -signal.SIGKILL in exits else case.output.rglob(f"{TEMPORARY}*")
+    for path in filter(may_be_removed, hidden):
         yield Flaw(column_of(column), f"left over: {path.relative_to(case.output)}")
     for text in list_torn(case, killed=-signal.SIGKILL in exits):
         yield Flaw(column_of(column), text)

@@ -157,6 +157,11 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
     """Remove what killed processes left in ``folder``, of files called ``name`` if it is given.
 
     Only for the holder of the lock on what is written there.
+
+    Raises
+    ------
+    CallRefused
+        ``not-writable``
     """
     if not folder.is_dir():
         return
@@ -164,7 +169,8 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
-            leftover.unlink(missing_ok=True)
+            with writing(leftover):
+                leftover.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:

@@ -21,6 +21,7 @@ import pytest
 
 from slimbrain_app.errors import CallRefused, RunRefused
 from slimbrain_app.files import (
+    TEMPORARY,
     lock,
     remove_leftovers,
     sha256_of,
@@ -219,6 +220,19 @@ def test_removing_leftovers_touches_nothing_else(tmp_path: Path) -> None:
     remove_leftovers(tmp_path)
     assert list_names(tmp_path) == [".hidden", "slimbrain-1", "sub-01.slimbrain-1"]
     remove_leftovers(tmp_path / "absent")
+
+
+def test_leftover_that_may_not_be_removed_is_not_writable(tmp_path: Path, monkeypatch) -> None:
+    leftover = tmp_path / f"{TEMPORARY}1-sub-01.html"
+    leftover.touch()
+
+    def refuse(path: object, **_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(CallRefused) as refused:
+        remove_leftovers(tmp_path)
+    assert (refused.value.reason, refused.value.file) == ("not-writable", str(leftover))
 
 
 def test_leftovers_of_one_name_go_and_those_of_others_stay(tmp_path: Path) -> None:
