@@ -47,6 +47,8 @@ Embeddings of preprocessed BOLD runs, made by SlimBrain {version}.
 Every table and image has a JSON beside it that says what its columns mean, from which files it was
 made, with which weights and settings.
 """
+# The variable by which an image tells its name.
+IMAGE = "SLIMBRAIN_IMAGE"
 # At the end of the name of a call's folder below logs/.
 CALL_ID = "_????????"
 
@@ -98,12 +100,22 @@ def _describe(source: Mapping[str, Any], links: Mapping[str, str]) -> dict[str, 
         "Name": "SlimBrain: embeddings of BOLD runs",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "SlimBrain", "Version": __version__}, *_list_makers(source)],
+        "GeneratedBy": [_describe_self(), *_list_makers(source)],
         "SourceDatasets": [nearest, *(earlier if isinstance(earlier, list) else [])],
         "DatasetLinks": dict(links),
     }
     kept = {key: source[key] for key in ("Authors", "License") if key in source}
     return {**description, **kept}
+
+
+def _describe_self() -> dict[str, Any]:
+    """Return who makes the output: this version, and the image that it is run in, if it is."""
+    maker = {"Name": "SlimBrain", "Version": __version__}
+    if image := os.environ.get(IMAGE):
+        within = {"APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"} & os.environ.keys()
+        kind = "singularity" if within else "docker"
+        return {**maker, "Container": {"Type": kind, "Tag": image}}
+    return maker
 
 
 def _list_makers(description: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import traceback
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from slimbrain_app.workflow.corpus import GroupSettings
     from slimbrain_app.workflow.preparing import Gathering
 
+# About folders, even if they are there.
+PLACES = ("no-input", "no-participant", "no-bold", "not-writable")
+
 Call = TypeVar("Call", bound="Gathering")
 
 
@@ -33,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(read_options(words), words)
     except SlimBrainError as error:
         print(f"slimbrain: {error}", file=sys.stderr)
+        _tell_mounts(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("slimbrain: stopped; start the same command again to go on", file=sys.stderr)
@@ -44,6 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if arguments is None:  # What is said is said: Python would let a late one kill its end.
             _ignore_stops()
+
+
+def _tell_mounts(error: SlimBrainError) -> None:
+    """Say what an image sees of the host, where the error is about a place."""
+    from slimbrain_app.bids.dataset import IMAGE
+    from slimbrain_app.cluster.mounts import tell_mounts
+
+    # Not Path.exists, which fails where a name is too long to be one.
+    missing = error.file is not None and not os.path.exists(error.file)  # noqa: PTH110
+    if IMAGE in os.environ and (missing or error.reason in PLACES):
+        print(f"slimbrain: {tell_mounts()}", file=sys.stderr)
 
 
 def _stop(*_: object) -> NoReturn:

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 from slimbrain_app.errors import CallRefused
 
 LEVELS = ("participant", "group")
+# What is written; whatever else an option names is only read.
+WRITTEN = ("output_dir", "work_dir")
 ACTIONS = ("tabulate", "pretrain", "finetune", "evaluate")
 
 

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from slimbrain_app.cli.arguments import Parser, normalise
+from slimbrain_app.cli.arguments import WRITTEN, Parser, normalise
 from slimbrain_app.cluster.containers import Container, Engine, enter, hides_image
 from slimbrain_app.errors import CallRefused
 
-# What is written; whatever else an option names is only read.
-WRITTEN = ("output_dir", "work_dir")
 NVIDIA = Path("/dev/nvidiactl")
 # How much is used, and of what: an image learns it by nothing else.
 _PASSED = (

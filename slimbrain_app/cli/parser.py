@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from slimbrain_app import __version__
 from slimbrain_app.cli.arguments import (
@@ -18,6 +19,7 @@ from slimbrain_app.cli.arguments import (
     label,
     memory,
 )
+from slimbrain_app.errors import Exit
 from slimbrain_app.settings import Overwrite, Preset, Ranking, Settings, read_settings
 
 if TYPE_CHECKING:
@@ -73,19 +75,37 @@ _OTHERS: Mapping[str, Keys] = {
     **dict.fromkeys(("pretrain", "evaluate", "finetune"), ("action", "dataset")),
 }
 
+EXITS: Mapping[Exit, str] = {
+    Exit.DONE: "done",
+    Exit.USAGE: "usage",
+    Exit.DATA: "data",
+    Exit.NO_INPUT: "no input",
+    Exit.UNAVAILABLE: "unavailable",
+    Exit.FAULT: "our fault",
+    Exit.CANNOT_WRITE: "cannot write",
+    Exit.TRY_AGAIN: "start again",
+    Exit.CONFIGURATION: "configuration",
+}
+
 
 def make_parser() -> Parser:
     parser = Parser(
         prog="slimbrain",
         description="Embeddings of fMRI runs from fMRIPrep derivatives, and models to make them.",
-        epilog="Exit codes: 0 done, 64 usage, 65 data, 66 no input, 69 unavailable, 70 our fault, "
-        "73 cannot write, 75 start again, 78 configuration.",
+        epilog=f"Exit codes: {', '.join(f'{code} {meaning}' for code, meaning in EXITS.items())}.",
         allow_abbrev=False,
     )
     parser.add_argument("bids_dir", type=Path, help="fMRIPrep derivatives; only read")
     parser.add_argument("output_dir", type=Path, help="where SlimBrain's derivatives go")
     parser.add_argument("analysis_level", choices=LEVELS, help="level of the analysis")
     parser.add_argument("--version", action="version", version=_describe_version())
+    parser.add_argument(
+        "--bids-exec-spec",
+        action=_DescribeAction,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="show the command line as a Boutiques descriptor and exit",
+    )
     _add_selection(parser.add_argument_group("which runs"))
     _add_processing(parser.add_argument_group("what is computed"))
     _add_group(parser.add_argument_group("on the group level"))
@@ -93,6 +113,16 @@ def make_parser() -> Parser:
     _add_resources(parser.add_argument_group("where it runs"))
     _add_ignored(parser)
     return parser
+
+
+class _DescribeAction(argparse.Action):
+    """Print the parser's own descriptor, whatever else is there."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from slimbrain_app.cli.descriptor import describe
+
+        print(json.dumps(describe(parser), indent=2))
+        parser.exit()
 
 
 def _add_selection(group: argparse._ArgumentGroup) -> None:
@@ -170,9 +200,10 @@ def _add_group(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dataset",
         type=Path,
-        action="append",
+        nargs="+",
+        action="extend",
         metavar="DIR",
-        help="another dataset to train on: derivatives, or prepared runs; may be repeated",
+        help="other datasets to train on: derivatives, or prepared runs",
     )
     group.add_argument(
         "--preset", choices=get_args(Preset), help="size of the model (default: tiny)"

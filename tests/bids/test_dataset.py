@@ -37,6 +37,30 @@ def test_description_lists_both_tools(dataset, tmp_path):
     assert {"DOI": "10.0/x"} in description["SourceDatasets"]
 
 
+@pytest.mark.parametrize(
+    ("variables", "container"),
+    [
+        ((), None),
+        (("SLIMBRAIN_IMAGE",), {"Type": "docker", "Tag": "it"}),
+        (("SLIMBRAIN_IMAGE", "APPTAINER_CONTAINER"), {"Type": "singularity", "Tag": "it"}),
+        (("SLIMBRAIN_IMAGE", "SINGULARITY_CONTAINER"), {"Type": "singularity", "Tag": "it"}),
+        (("APPTAINER_CONTAINER",), None),
+    ],
+)
+def test_the_image_is_named_where_there_is_one(
+    dataset, tmp_path, monkeypatch, variables, container
+):
+    for name in ("SLIMBRAIN_IMAGE", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
+        monkeypatch.delenv(name, raising=False)
+    open_output(tmp_path / "plain", dataset)
+    for name in variables:
+        monkeypatch.setenv(name, "it")
+    open_output(tmp_path / "out", dataset)
+    description = read(tmp_path / "out")
+    assert description["GeneratedBy"][0].pop("Container", None) == container
+    assert description == read(tmp_path / "plain")
+
+
 def test_link_is_relative_and_leads_to_the_source(dataset, tmp_path):
     output = tmp_path / "deep" / "er" / "out"
     open_output(output, dataset)

@@ -248,6 +248,26 @@ def test_a_call_that_cannot_start_says_why_and_leaves_no_trace(
     assert not output.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["{here}/missing", "{here}/out", "participant"], True),
+        (["{data}", "{here}/out", "participant", "--participant-label", "nobody"], True),
+        (["{data}", "{here}/out", "participant", "--config", "{here}/missing.toml"], True),
+        (["{data}", "{data}", "participant"], False),
+    ],
+)
+def test_an_image_tells_what_is_mounted_where_a_place_is_wrong(tmp_path, monkeypatch, words, told):
+    (tmp_path / "fmriprep/sub-01").mkdir(parents=True)
+    filled = [word.format(data=tmp_path / "fmriprep", here=tmp_path) for word in words]
+    plain = slimbrain(*filled)
+    monkeypatch.setenv("SLIMBRAIN_IMAGE", "slimbrain:1")
+    inside = slimbrain(*filled)
+    assert (inside.returncode, inside.stdout) == (plain.returncode, plain.stdout)
+    more = inside.stderr.removeprefix(plain.stderr).splitlines()
+    assert [line.startswith("slimbrain: mounted here: ") for line in more] == [True] * told
+
+
 def test_a_participant_at_work_elsewhere_is_left_to_the_other(one_person, tmp_path):
     output = tmp_path / "out"
     (output / "logs").mkdir(parents=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from slimbrain_app.cli import container, tools
+from slimbrain_app.cli.arguments import WRITTEN
 from slimbrain_app.cli.parser import make_parser
 
 TOOLS = Path(sys.executable).with_name("slimbrain-tools")
@@ -107,7 +108,7 @@ def test_every_option_that_takes_a_path_has_it_mounted(here, show):
             call[action.dest == "output_dir"] = value
             (here / "it/sub-01").mkdir(exist_ok=True)
         words = show(*call)
-        written = action.dest in container.WRITTEN
+        written = action.dest in WRITTEN
         assert list_mounts(words)[str(here / value)] == written, action.dest
         named = [word.rpartition("=")[2] for word in list_arguments(words)]
         assert str(here / value) in named, action.dest
