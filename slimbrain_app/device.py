@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +12,20 @@ from pathlib import Path
 
 from slimbrain_app.errors import CallRefused, RunRefused
 
+DRIVER = Path("/proc/driver/nvidia/version")
+# The oldest driver for a build of CUDA, by their major versions: NVIDIA's CUDA Compatibility.
+LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
 
-def choose_device(name: str) -> str:
+
+def choose_device(name: str, driver_file: Path = DRIVER) -> str:
     """Return the device to compute on: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Parameters
     ----------
     name : str
         One of these, or ``auto`` for the fastest at hand.
+    driver_file : Path
+        Where NVIDIA's driver says its version.
 
     Raises
     ------
@@ -43,16 +50,48 @@ def choose_device(name: str) -> str:
             advice="choose one of them",
         )
     if int(number or 0) >= at_hand[kind]:
+        driver = read_driver(driver_file)
+        cause, advice = find_hindrance(torch.version.cuda, driver) or (
+            f"driver {driver}" if driver else "no driver of NVIDIA's",
+            "in a container, pass the GPU on: apptainer run --nv or docker run --gpus all",
+        )
         raise CallRefused(
             "device-missing",
             expected=f"the device {name}",
-            found=f"{at_hand[kind]} of the kind {kind}",
-            advice=(
-                "in a container, pass the GPU on: apptainer run --nv or docker run --gpus all; "
-                "else use --device cpu"
-            ),
+            found=f"{at_hand[kind]} of the kind {kind}; {describe_build()}, {cause}",
+            advice=f"{advice}; else use --device cpu",
         )
     return name
+
+
+def describe_build() -> str:
+    """Return torch's version and what it was built for."""
+    import torch
+
+    cuda = torch.version.cuda
+    return f"torch {torch.__version__} for " + (f"CUDA {cuda}" if cuda else "CPUs")
+
+
+def find_hindrance(cuda: str | None, driver: str | None) -> tuple[str, str] | None:
+    """Return why a build of torch can't use a driver, and what to do; None if it can."""
+    if driver is None:
+        return None
+    if cuda is None:
+        return "a driver for cards, but a torch for CPUs", "install torch's build for CUDA"
+    least = LEAST_DRIVERS.get(int(cuda.partition(".")[0]), 0)
+    if int(driver.partition(".")[0]) < least:
+        found = f"driver {driver} is too old for CUDA {cuda}, which needs {least} or newer"
+        return found, "have the driver updated, or install a torch for an older CUDA"
+    return None
+
+
+def read_driver(file: Path = DRIVER) -> str | None:
+    """Return the version of NVIDIA's driver; None where there is no card."""
+    try:
+        version = re.search(r"Module .*?(\d+(\.\d+)+)", file.read_text())
+    except OSError:
+        return None
+    return version[1] if version else None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from slimbrain_app.device import choose_device, hold_device
+from slimbrain_app.device import choose_device, find_hindrance, hold_device
 from slimbrain_app.errors import CallRefused, Exit
 
 HOLD = """
@@ -71,6 +71,36 @@ def test_a_device_that_is_not_there_is_refused_with_the_container_flags(name):
     assert caught.value.reason == "device-missing"
     assert caught.value.exit_code == Exit.UNAVAILABLE
     assert "--nv" in caught.value.advice and "--gpus all" in caught.value.advice
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "hinders"),
+    [
+        ("11.8", "450.80.02", False),
+        ("12.4", "525.60.13", False),
+        ("12.4", "520.61.05", True),
+        ("13.0", "575.57.08", True),
+        ("13.0", "580.65.06", False),
+        ("99.0", "580.65.06", False),
+        ("12.4", None, False),
+    ],
+)
+def test_a_driver_serves_all_builds_of_its_major_version_and_older(cuda, driver, hinders):
+    assert bool(find_hindrance(cuda, driver)) == hinders
+
+
+def test_a_driver_that_is_too_old_is_said_where_its_device_is_asked_for(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    version = tmp_path / "version"
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.82.01  Wed Oct 27\n")
+    with pytest.raises(CallRefused) as caught:
+        choose_device("cuda", version)
+    assert caught.value.exit_code == Exit.UNAVAILABLE
+    assert "driver 470.82.01 is too old for CUDA 12.8, which needs 525" in caught.value.found
+    assert torch.__version__ in caught.value.found
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "", "CPU"])

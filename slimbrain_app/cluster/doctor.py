@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 import uuid
@@ -27,6 +26,13 @@ from slimbrain_app.bids.headers import read_header
 from slimbrain_app.bids.spaces import MODEL, choose_template_transform
 from slimbrain_app.cluster.mounts import find_mount, find_place
 from slimbrain_app.costs import RUN_BYTES, RUN_FILES, VOLUME_BYTES, WHILE_MADE, tell_size
+from slimbrain_app.device import (
+    DRIVER,
+    choose_device,
+    describe_build,
+    find_hindrance,
+    read_driver,
+)
 from slimbrain_app.errors import CallRefused, Exit, RunRefused, SlimBrainError, count
 from slimbrain_app.files import TEMPORARY, lock, sha256_of, whole_file
 from slimbrain_app.records import Run, decide_exit
@@ -34,13 +40,10 @@ from slimbrain_app.settings import Prepare, Select
 
 State = Literal["well", "mind", "fails"]
 
-DRIVER = Path("/proc/driver/nvidia/version")
 DATA = Path(str(files("slimbrain_app"))) / "data"
 
 # Mount options by which a lock holds among the processes of one node only.
 LOCAL_LOCKS = {"nolock", "localflock", "local_lock=flock", "local_lock=all"}
-# The oldest driver for a build of CUDA, by their major versions: NVIDIA's CUDA Compatibility.
-LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
 SHIPPED = {
     "schaefer200.npz": "a1ab2d48b073b8dd8585377d44bf44474736a001acf6c27bb937c0ac930d965c",
     "template_brain.npy": "7c85e9c1f23719ed5342edeb9ae7e646d9199841d432064aaa2571914dd522da",
@@ -280,46 +283,20 @@ def check_device(name: str, driver_file: Path = DRIVER) -> Finding:
     """See which device is taken, and compute on it."""
     import torch
 
-    from slimbrain_app.device import choose_device
-
-    cuda = torch.version.cuda
-    driver = _read_driver(driver_file)
-    build = f"torch {torch.__version__} for " + (f"CUDA {cuda}" if cuda else "CPUs")
-    hindrance = find_hindrance(cuda, driver)
+    driver = read_driver(driver_file)
+    device = choose_device(name, driver_file)
+    hindrance = find_hindrance(torch.version.cuda, driver)
     try:
-        device = choose_device(name)
         _compute(device)
-    except (CallRefused, RuntimeError) as error:
-        if not hindrance and isinstance(error, CallRefused):
-            raise
+    except RuntimeError as error:
         found, advice = hindrance or (str(error).splitlines()[0], "use --device cpu")
-        return Finding("fails", f"{build}: {found}", advice, Exit.UNAVAILABLE)
-    found = f"{device} computes as it should; {build}" + (f", driver {driver}" if driver else "")
+        return Finding("fails", f"{describe_build()}: {found}", advice, Exit.UNAVAILABLE)
+    found = f"{device} computes as it should; {describe_build()}"
+    found += f", driver {driver}" if driver else ""
     if device == "cpu" and name == "auto" and driver:
         cause, advice = hindrance or ("no card answers", _PASS_ON)
         return Finding("mind", f"{found}; {cause}", advice)
     return Finding("well", found + _tell_free(device))
-
-
-def find_hindrance(cuda: str | None, driver: str | None) -> tuple[str, str] | None:
-    """Return why a build of torch can't use a driver, and what to do; None if it can."""
-    if driver is None:
-        return None
-    if cuda is None:
-        return "a driver for cards, but a torch for CPUs", "install torch's build for CUDA"
-    least = LEAST_DRIVERS.get(int(cuda.partition(".")[0]), 0)
-    if int(driver.partition(".")[0]) < least:
-        found = f"driver {driver} is too old for CUDA {cuda}, which needs {least} or newer"
-        return found, "have the driver updated, or install a torch for an older CUDA"
-    return None
-
-
-def _read_driver(file: Path) -> str | None:
-    try:
-        version = re.search(r"Module .*?(\d+(\.\d+)+)", file.read_text())
-    except OSError:
-        return None  # No card of NVIDIA.
-    return version[1] if version else None
 
 
 def _compute(device: str) -> None:

@@ -406,22 +406,6 @@ def test_a_driver_too_old_for_the_build_is_said_with_both_numbers(no_card, tmp_p
     assert "driver 470.82.01 is too old for CUDA 12.8, which needs 525 or newer" in finding.found
 
 
-@pytest.mark.parametrize(
-    ("cuda", "driver", "hinders"),
-    [
-        ("11.8", "450.80.02", False),
-        ("12.4", "525.60.13", False),
-        ("12.4", "520.61.05", True),
-        ("13.0", "575.57.08", True),
-        ("13.0", "580.65.06", False),
-        ("99.0", "580.65.06", False),
-        ("12.4", None, False),
-    ],
-)
-def test_a_driver_serves_all_builds_of_its_major_version_and_older(cuda, driver, hinders):
-    assert bool(doctor.find_hindrance(cuda, driver)) == hinders
-
-
 def test_a_card_that_does_not_answer_is_to_be_minded(no_card, tmp_path):
     import torch
 

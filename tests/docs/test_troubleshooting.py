@@ -58,6 +58,7 @@ VARYING = {
     r"\b[0-9a-f]{64}\b": "CHECKSUM",
     r"\([0-9a-f]{12}\b": "(CHECKSUM",
     r"owner \d+:\d+": "owner OWNER",
+    r"torch \S+ for (CPUs|CUDA [\d.]+)": "TORCH",
 }
 # Reasons that the page leaves to the reference, and where they are met.
 ELSEWHERE = {
@@ -255,6 +256,7 @@ def write_where_one_may_not(place):
 @provokes("device-missing")
 def ask_for_a_gpu_where_none_is(place):
     place.patch.setattr(torch.cuda, "device_count", lambda: 0)
+    place.patch.setattr("slimbrain_app.device.read_driver", lambda *_: None)
     return place.embed("--device", "cuda")
 
 
