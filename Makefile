@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
-CONTAINER_BUILD ?= $(if $(shell command -v docker),docker,podman) build
+CONTAINER_BUILD ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo podman) build
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' slimbrain_app/__init__.py)
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check

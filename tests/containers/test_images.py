@@ -42,15 +42,12 @@ def run(*words: object, timeout: int = 300, **options: Any):
     )
 
 
-def require(program: str) -> str:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not here")
-    return program
-
-
 @pytest.fixture(scope="session")
 def engine() -> str:
-    return "docker" if shutil.which("docker") else require("podman")
+    for name in ("docker", "podman"):
+        if shutil.which(name) and run(name, "info").returncode == 0:
+            return name
+    pytest.skip("neither docker nor podman answers")
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +67,8 @@ def make_sif(engine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("apptainer")
 
     def make(source: str, name: str) -> Path:
-        require("apptainer")
+        if shutil.which("apptainer") is None:
+            pytest.skip("Apptainer is not here")
         archive, file = folder / f"{name}.tar", folder / f"{name}.sif"
         kind = ("--format", "docker-archive") if engine == "podman" else ()
         done = run(engine, "save", *kind, "--output", archive, source, timeout=900)
@@ -219,7 +217,11 @@ def test_nothing_is_left_in_the_temporary_folder(engine, image, simulated, outpu
     folder = tmp_path / "tmp"
     folder.mkdir()
     folder.chmod(0o777)
-    mounts = (f"--volume={simulated}:/data:ro", f"--volume={output}:/out", f"--volume={folder}:/tmp")
+    mounts = (
+        f"--volume={simulated}:/data:ro",
+        f"--volume={output}:/out",
+        f"--volume={folder}:/tmp",
+    )
     shut = [word for word in HARDENED if word not in ("--tmpfs", "/tmp")]
     words = ("/data", "/out", "participant", "--nprocs", "2")
     done = run(engine, "run", "--rm", *shut, *mounts, image, *words)
