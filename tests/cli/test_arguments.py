@@ -90,11 +90,11 @@ def test_lists_may_be_repeated():
 
 
 OPTIONS = """
---action --bids-database-dir --bids-exec-spec --bids-filter-file --config --dataset --device --dry-run
---dummy-scans --fd-threshold --fs-license-file --help --mem --mem-gb --mem-mb --model --n-cpus --notrack --nprocs
---nthreads --omp-nthreads --outcome --overwrite --package-name --participant-id
---participant-label --phenotype --preset --quiet --ranking --run-id --save-prepared --save-views
---seed --session-id --session-label --skip-bids-validation --space
+--action --bids-database-dir --bids-exec-spec --bids-filter-file --config --dataset --device
+--dry-run --dummy-scans --fd-threshold --fs-license-file --help --mem --mem-gb --mem-mb --model
+--n-cpus --notrack --nprocs --nthreads --omp-nthreads --outcome --overwrite --package-name
+--participant-id --participant-label --phenotype --preset --quiet --ranking --run-id
+--save-prepared --save-views --seed --session-id --session-label --skip-bids-validation --space
 --stop-on-first-crash --task-id --tr --verbose --version --views --windows --work-dir -h -q -v -w
 """.split()
 
