@@ -71,6 +71,8 @@ ELSEWHERE = {
     "process-failed": "in a training of several processes",
     "process-killed": "in slimbrain-tools simulate",
     "cohort-bad": "in slimbrain-tools simulate",
+    "jobs-bad": "in slimbrain-tools slurm",
+    "slurm-missing": "in slimbrain-tools slurm",
     "atlas-bad": "in an evaluation with an atlas of one's own",
 }
 EMBED = ("participant", "--nprocs", "1", "--device", "cpu", "--windows", "1")
