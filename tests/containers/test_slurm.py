@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -100,11 +103,22 @@ def read_told(here: Path, task: str):
     return json.loads((here / "jobs/status" / f"{task}.json").read_text())
 
 
-def read_rows(here: Path) -> tuple[dict[str, str], int]:
+def read_rows() -> tuple[dict[str, str], int]:
     """Return the states by the table, each with its tasks, and the exit code with it."""
     done = call("status", "jobs")
-    rows = [line.split() for line in done.stdout.splitlines()[1:]]
-    return {row[4] if row[1].isdecimal() else row[3]: row[0] for row in rows}, done.returncode
+    head, *rows = done.stdout.splitlines()
+    which, why = head.index("which"), head.index("why")
+    states = {row[which:why].strip(): re.split(" {2,}", row)[0] for row in rows}
+    return states, done.returncode
+
+
+def kill(array: str, task: str) -> None:
+    """Kill all processes of a task on this machine, which is the node."""
+    own = {f"SLURM_ARRAY_JOB_ID={array}", f"SLURM_ARRAY_TASK_ID={task}"}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # It has ended meanwhile.
+            if own <= set((folder / "environ").read_text("utf-8", "replace").split("\0")):
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def let_go(here: Path, job: str, task: str) -> None:
@@ -201,9 +215,11 @@ def test_logs_are_where_they_are_sought_whatever_the_folders_name(here):
     assert not (here / "harm").exists()
 
 
-def test_twenty_people_are_done_though_a_task_is_killed(here):
+def test_twenty_people_are_done_though_a_task_is_killed(here, monkeypatch):
     """The whole way with slimbrain itself."""
     (here / "bin/slimbrain").unlink()
+    (here / "node").mkdir()
+    monkeypatch.setenv("TMPDIR", str(here / "node"))
     simulate = ("--participants=20", "--volumes=40", "--voxel-size=6")
     ask(BINARIES / "slimbrain-tools", "simulate", "in", *simulate)
     asked = ("--time=30", "--cpus=1", "--mem=3G", "--participants-per-task=5")
@@ -211,19 +227,19 @@ def test_twenty_people_are_done_though_a_task_is_killed(here):
     ask("bash", "jobs/submit.sh")
     array, _ = list_submitted(here / "jobs")
     log = here / "jobs/logs/2.log"
-    wait_until(lambda: log.exists() and "[1/20]" in log.read_text(), 600)
-    ask("scancel", "--signal=KILL", "--full", f"{array}_2")
-    wait_until(lambda: is_over(here), 1200)
+    wait_until(lambda: log.exists() and "[1/20]" in log.read_text(), 1200)
+    kill(array, "2")
+    wait_until(lambda: is_over(here), 3600)
 
-    states, code = read_rows(here)
+    states, code = read_rows()
     assert states == {"1,3-4": "done", "2": "lost", "group": "done"}
     assert code == 75
     labels = [f"sub-{number:02}" for number in range(1, 21)]
     done = call("retry", "jobs")
     assert done.stdout.splitlines()[0] == "submits 1 lost, and the group level"
-    wait_until(lambda: is_over(here), 600)
+    wait_until(lambda: is_over(here), 1800)
 
-    states, code = read_rows(here)
+    states, code = read_rows()
     assert states == {"1-4": "done", "group": "done"}
     assert code == 0
     for label in labels:
@@ -234,4 +250,6 @@ def test_twenty_people_are_done_though_a_task_is_killed(here):
     runs = pd.read_table(here / "out/desc-slimbrain_runs.tsv")
     assert sorted(runs["participant_id"]) == labels
     assert (runs["state"] == "done").all()
+    # Nobody could remove what the killed one had there.
+    assert len(list((here / "node").glob("slimbrain-*"))) == 1
     assert call("retry", "jobs").stdout.startswith("nothing to submit")
