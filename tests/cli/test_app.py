@@ -320,6 +320,7 @@ def start(dataset: Path, output: Path, processes: int = 2) -> subprocess.Popen[s
     )
 
 
+@pytest.mark.slow
 def test_killed_worker_costs_nothing_but_time(simulated, tmp_path):
     """What it was at is done once more."""
     output = tmp_path / "out"

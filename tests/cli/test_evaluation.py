@@ -165,6 +165,7 @@ def test_embeddings_of_the_group_are_those_of_the_participant_level(tuned):
         assert np.array_equal(archive["mean"], read(mean).to_numpy(np.float32)[0])
 
 
+@pytest.mark.slow
 def test_people_whom_heads_were_fitted_to_are_not_judged_unless_asked_for(
     dataset, config, tuned, tmp_path
 ):

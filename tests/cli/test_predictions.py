@@ -161,6 +161,7 @@ def test_a_lost_prediction_of_the_person_is_made_again_without_redoing_runs(
     assert f"{RUNS[1]}, from its embedding" in (copy / "sub-01.html").read_text()
 
 
+@pytest.mark.slow
 def test_predictions_are_the_same_to_the_bit_by_several_processes(
     dataset, output, fitted, tmp_path
 ):

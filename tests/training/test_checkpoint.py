@@ -189,6 +189,7 @@ def train_through(drill, folder, *settings):
     return torch.load(folder / "weights.pt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_training_killed_again_and_again_ends_like_one_that_was_not(drill, tmp_path):
     settings = ("passes=8", "seconds=0.02", "dropout=1", "at_once=2")
     folder, chance, kills = tmp_path / "killed", random.Random(20251125), 0
@@ -205,7 +206,14 @@ def test_a_training_killed_again_and_again_ends_like_one_that_was_not(drill, tmp
     require_equal(train_through(drill, tmp_path / "whole", *settings), resumed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGUSR1,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_ends_with_try_again_and_the_rest_comes_to_the_same(
     drill, tmp_path, number
 ):

@@ -73,6 +73,7 @@ def test_two_processes_train_as_one(drill, tmp_path):
             torch.testing.assert_close(weights[name], expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_all_and_names_the_sample(drill, tmp_path):
     process = start(2, tmp_path, "nan_at=5")
     out, errors = process.communicate(timeout=300)

@@ -270,6 +270,7 @@ def read_all(folder: Path) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(cohort, config, trained, tmp_path):
     output = tmp_path / "out"
     launch = [BINARIES / "torchrun", "--standalone", "--nproc-per-node", 2, "-m", "slimbrain_app"]

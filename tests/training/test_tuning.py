@@ -217,6 +217,7 @@ def stop_when(command: list[str], file: Path, number: int) -> int:
     return process.returncode
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_to_the_same_package(labelled, config, settings, tuned, described):
     command = command_of(labelled, described, config)
     state = described / "models/mine/checkpoints/state.pt"
