@@ -244,7 +244,7 @@ def test_twenty_people_are_done_though_a_task_is_killed(here, monkeypatch):
     assert code == 0
     for label in labels:
         assert (here / "out" / f"{label}.html").exists()
-        assert len(list((here / "out" / label).rglob("*_embeddings.tsv"))) == 1
+        assert len(list((here / "out" / label).rglob("*_stat-mean_*_embeddings.tsv"))) == 1
     told = {task: read_told(here, task)["job"] for task in ("1", "2", "3", "4")}
     assert [task for task, job in told.items() if job.partition("_")[0] != array] == ["2"]
     runs = pd.read_table(here / "out/desc-slimbrain_runs.tsv")
