@@ -1,7 +1,8 @@
 """The images, built and run as on machines that trust nobody.
 
 ``CONTAINER_BUILD`` is the command that builds, ``docker build`` or ``podman build`` if it is unset;
-``CONTAINER_IMAGE`` names an image that was built before.
+``CONTAINER_IMAGE`` names an image that was built before. ``APPTAINER_BUILD`` is what builds for
+Apptainer, ``apptainer build --fakeroot`` if it is unset.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ def make_sif(engine, tmp_path_factory):
         words = ("--build-arg", "bootstrap=docker-archive", "--build-arg", f"from={archive}")
         fast = ("--mksquashfs-args", "-Xcompression-level 1")
         environment = {**os.environ, "APPTAINER_TMPDIR": str(folder)}
-        build = ("apptainer", "build", "--fakeroot", *fast, *words, file, "Singularity.def")
-        done = run(*build, cwd=ROOT, env=environment, timeout=3600)
+        build = shlex.split(os.environ.get("APPTAINER_BUILD", "apptainer build --fakeroot"))
+        command = (*build, *fast, *words, file, "Singularity.def")
+        done = run(*command, cwd=ROOT, env=environment, timeout=3600)
         assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
         archive.unlink()
         return file
