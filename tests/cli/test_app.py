@@ -163,6 +163,7 @@ def test_work_folder_is_empty_after_success(one_person, tmp_path):
     assert list(work.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_settings_that_were_written_give_the_same_result_when_fed_back(
     one_person, finished, tmp_path
 ):

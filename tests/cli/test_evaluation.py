@@ -90,6 +90,7 @@ def test_page_and_tables_stand_at_the_root_and_name_no_folder_of_this_machine(ev
     assert str(output.parent) not in page
 
 
+@pytest.mark.slow
 def test_a_second_call_embeds_nothing_and_says_the_same(dataset, config, evaluated):
     output, _ = evaluated
     tables = sorted(output.glob("desc-slimbrain_*.tsv"))
@@ -139,6 +140,7 @@ def tuned(dataset, config, evaluated) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_heads_are_those_that_predict_people_left_out_of_the_fit(dataset, tuned):
     package = load_package(tuned / "models/mine")
     heads = load_heads(package)
