@@ -258,16 +258,14 @@ def _enter(
     options: argparse.Namespace, words: Sequence[str], read: Sequence[Path], output: Path
 ) -> list[str]:
     """Return the command that calls slimbrain, in the image if there is one."""
-    from slimbrain_app.bids.derivatives import find_linked
-    from slimbrain_app.cli.container import find_caches
-    from slimbrain_app.cluster.containers import Container, enter, hides_image
+    from slimbrain_app.cli.container import find_caches, list_linked
+    from slimbrain_app.cluster.containers import Container, enter
 
     if options.image is None:
         return ["slimbrain", *words]
     container = Container(engine="apptainer", image=str(options.image.absolute()), gpu=options.gpu)
     caches, variables = find_caches()
-    linked = [folder.resolve() for folder in find_linked(options.bids_dir).values()]
-    outside = [folder for folder in linked if not hides_image(folder)]
+    outside = list_linked(options.bids_dir)
     return enter(container, words, [*read, *outside, *caches], [output], variables)
 
 

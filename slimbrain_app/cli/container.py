@@ -12,18 +12,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from slimbrain_app.cli.arguments import WRITTEN, Parser, normalise
-from slimbrain_app.cluster.containers import Container, Engine, enter, hides_image
+from slimbrain_app.cluster.containers import PASSED, Container, Engine, enter, hides_image
 from slimbrain_app.errors import CallRefused
 
 NVIDIA = Path("/dev/nvidiactl")
-# How much is used, and of what: an image learns it by nothing else.
-_PASSED = (
-    "CUDA_VISIBLE_DEVICES",
-    "SLURM_CPUS_PER_TASK",
-    "SLURM_CPUS_ON_NODE",
-    "SLURM_MEM_PER_CPU",
-    "SLURM_MEM_PER_NODE",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +104,6 @@ def gather(call: argparse.Namespace, passed: Sequence[str], settings: Mapping[st
     settings : mapping
         The settings file's.
     """
-    from slimbrain_app.bids.derivatives import find_linked
     from slimbrain_app.cli.parser import make_parser
     from slimbrain_app.cluster.doctor import find_work
 
@@ -124,12 +115,11 @@ def gather(call: argparse.Namespace, passed: Sequence[str], settings: Mapping[st
         words.append(_write_option(action, told))
         (made if action.dest in WRITTEN else read).extend(path for path in named if path)
     for dataset in _list_datasets(call):
-        linked = (folder.resolve() for folder in find_linked(dataset).values())
-        read.extend(folder for folder in linked if not hides_image(folder))
+        read.extend(list_linked(dataset))
     # A dry run writes nothing, nor are folders made for it.
     work = find_work(None if call.dry_run else call.work_dir).resolve()
     caches, variables = find_caches()
-    passed_on = {name: os.environ[name] for name in _PASSED if name in os.environ}
+    passed_on = {name: os.environ[name] for name in PASSED if name in os.environ}
     return Entry(
         words=words,
         read=[*read, *caches],
@@ -137,6 +127,14 @@ def gather(call: argparse.Namespace, passed: Sequence[str], settings: Mapping[st
         work=work,
         environment={"TMPDIR": str(work), **passed_on, **variables},
     )
+
+
+def list_linked(dataset: Path) -> list[Path]:
+    """Return the folders that a dataset links to, but those that would lie on an image's own."""
+    from slimbrain_app.bids.derivatives import find_linked
+
+    linked = (folder.resolve() for folder in find_linked(dataset).values())
+    return [folder for folder in linked if not hides_image(folder)]
 
 
 def find_caches() -> tuple[list[Path], dict[str, str]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slimbrain_app.cluster.containers import PASSED
 from slimbrain_app.cluster.slurm import QUEUE_AGAIN, set_words, write_script
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.files import parse_json, whole_folder
@@ -81,7 +82,7 @@ if mkdir -p -- "$output" &&
     trap 'rm -rf -- "$work"' EXIT
     # What an image can't know beforehand; its environment is its own.
     export APPTAINER_BIND="$work${APPTAINER_BIND:+,$APPTAINER_BIND}" APPTAINERENV_TMPDIR="$work"
-    for name in CUDA_VISIBLE_DEVICES SLURM_{CPUS_PER_TASK,CPUS_ON_NODE,MEM_PER_CPU,MEM_PER_NODE}; do
+    for name in "${passed[@]}"; do
         if [[ -v $name ]]; then export "APPTAINERENV_$name=${!name}"; fi
     done
     run "${command[@]}" --participant-label "${labels[@]}" --work-dir "$work"
@@ -235,7 +236,12 @@ def _write_participants(folder: Path, cohort: Cohort) -> str:
         "mem": cohort.mem,
         "gpus-per-node": 1 if cohort.gpu else None,
     }
-    words = {"jobs": str(folder), "output": str(cohort.output), "command": cohort.command}
+    words = {
+        "jobs": str(folder),
+        "output": str(cohort.output),
+        "command": cohort.command,
+        "passed": PASSED,
+    }
     body = _TASK + _RUN + _PARTICIPANTS + _END + QUEUE_AGAIN
     return write_script(requests, words, body)
 

@@ -14,6 +14,14 @@ from slimbrain_app.errors import CallRefused
 
 Engine = Literal["docker", "podman", "apptainer"]
 
+# How much is used, and of what: an image learns it by nothing else.
+PASSED = (
+    "CUDA_VISIBLE_DEVICES",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_CPUS_ON_NODE",
+    "SLURM_MEM_PER_CPU",
+    "SLURM_MEM_PER_NODE",
+)
 # What an image can't do without.
 _NEEDED = tuple(
     map(Path, ("/opt/slimbrain", "/usr/bin", "/usr/lib", "/usr/local/lib", "/bin", "/lib", "/etc"))

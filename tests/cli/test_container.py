@@ -32,7 +32,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fmriprep/sub-01").mkdir(parents=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("TEMPLATEFLOW_HOME", *container._PASSED):
+    for name in ("TEMPLATEFLOW_HOME", *container.PASSED):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(container, "NVIDIA", tmp_path / "no card")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
