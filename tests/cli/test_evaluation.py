@@ -160,9 +160,12 @@ def test_heads_are_those_that_predict_people_left_out_of_the_fit(dataset, tuned)
         assert table.loc["age", "value"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_embeddings_of_the_group_are_those_of_the_participant_level(tuned):
-    (mean,) = tuned.glob("sub-08/func/*stat-mean*embeddings.tsv")
-    (kept,) = tuned.glob("features/*/sub-08_*_embeddings-*.npz")
+def test_embeddings_of_the_group_are_those_of_the_participant_level(dataset, evaluated, tmp_path):
+    words = ("participant", "--windows", 2, "--participant-label", "08")
+    done = call(dataset, tmp_path / "slimbrain", *words)
+    assert done.returncode == Exit.DONE, done.stderr
+    (mean,) = tmp_path.glob("slimbrain/sub-08/func/*stat-mean*embeddings.tsv")
+    (kept,) = evaluated[0].glob("features/*/sub-08_*_embeddings-*.npz")
     with np.load(kept) as archive:
         assert np.array_equal(archive["mean"], read(mean).to_numpy(np.float32)[0])
 
