@@ -48,11 +48,17 @@ def add_participant(actions: Actions) -> None:
     parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="as for slimbrain")
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="as for slimbrain")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="JOBS", help="a new folder for the jobs"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="JOBS",
+        help="a new or empty folder, outside BIDS_DIR, for the jobs",
     )
     _add_division(parser.add_argument_group("who is worked on"))
     _add_requests(parser.add_argument_group("what Slurm is asked for"))
-    parser.add_argument("--image", type=Path, metavar="SIF", help="run in this Apptainer image")
+    parser.add_argument(
+        "--image", type=Path, metavar="SIF", help="run in this Apptainer image (default: none)"
+    )
     parser.set_defaults(run=_write_jobs)
 
 
@@ -68,19 +74,24 @@ def _add_division(group: argparse._ArgumentGroup) -> None:
         "--participants-per-task",
         type=number_from(1),
         metavar="N",
-        help=f"default: {_ON_CPU}, or {_ON_GPU} with --gpu",
+        help=f"participants of a task (default: {_ON_CPU}, or {_ON_GPU} with --gpu)",
     )
     group.add_argument(
         "--after",
         type=number_from(1),
         metavar="JOBID",
-        help="an array of fMRIPrep, a task for each line of FILE: each task waits for its own",
+        help="an array of fMRIPrep with a task for each line of FILE, from 1: each task waits "
+        "until that of the same number has ended well (default: none)",
     )
 
 
 def _add_requests(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--time", type=slurm_time, required=True, metavar="HH:MM:SS", help="limit of a task"
+        "--time",
+        type=slurm_time,
+        required=True,
+        metavar="HH:MM:SS",
+        help="limit of a task, in any of Slurm's spellings",
     )
     group.add_argument(
         "--at-once", type=number_from(1), metavar="N", help="tasks at any time (default: no limit)"
@@ -92,11 +103,20 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         help="processors of a task (default: 4, or 8 with --gpu)",
     )
     group.add_argument(
-        "--mem", type=slurm_size, metavar="SIZE", help="of a task (default: 2G per processor)"
+        "--mem",
+        type=slurm_size,
+        metavar="SIZE",
+        help="memory of a task, as Slurm spells it (default: 2G per processor)",
     )
-    group.add_argument("--gpu", action="store_true", help="a GPU for each task")
-    group.add_argument("--partition", type=slurm_name, metavar="NAME")
-    group.add_argument("--account", type=slurm_name, metavar="NAME")
+    group.add_argument(
+        "--gpu", action="store_true", help="a GPU for each task; one that finds none ends with 69"
+    )
+    group.add_argument(
+        "--partition", type=slurm_name, metavar="NAME", help="partition (default: the cluster's)"
+    )
+    group.add_argument(
+        "--account", type=slurm_name, metavar="NAME", help="account (default: the cluster's)"
+    )
 
 
 def add_status(actions: Actions) -> None:

@@ -52,9 +52,12 @@ def add_container(commands: argparse._SubParsersAction[Parser]) -> None:
         "--engine", choices=get_args(Engine), required=True, help="what runs the image"
     )
     parser.add_argument(
-        "--image", required=True, metavar="IMAGE", help="its name, or of Apptainer's the file"
+        "--image",
+        required=True,
+        metavar="IMAGE",
+        help="the image's name; for Apptainer a file, or an address such as docker://NAME",
     )
-    parser.add_argument("--run", dest="at_once", action="store_true", help="call it at once")
+    parser.add_argument("--run", dest="at_once", action="store_true", help="make the call at once")
     parser.add_argument("call", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.set_defaults(run=_enter)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,14 +38,24 @@ def add_doctor(commands: Actions) -> None:
         "output_dir", type=Path, nargs="?", metavar="OUTPUT_DIR", help="as for slimbrain"
     )
     defaults = ParticipantSettings()
-    parser.add_argument("-w", "--work-dir", type=Path, metavar="DIR", help="as for slimbrain")
     parser.add_argument(
-        "--model", default=defaults.model, metavar="NAME|DIR", help="default: %(default)s"
+        "-w",
+        "--work-dir",
+        type=Path,
+        metavar="DIR",
+        help="as for slimbrain (default: a temporary folder)",
+    )
+    parser.add_argument(
+        "--model",
+        default=defaults.model,
+        metavar="NAME|DIR",
+        help="as for slimbrain (default: %(default)s)",
     )
     parser.add_argument(
         "--device",
         default=defaults.compute.device,
-        help="auto, cpu, cuda, cuda:N or mps; default: %(default)s",
+        metavar="D",
+        help="as for slimbrain (default: %(default)s)",
     )
     parser.set_defaults(run=_examine)
 
@@ -55,15 +65,16 @@ def _examine(options: argparse.Namespace) -> int:
 
     terminal = Terminal(verbosity=-1)
     findings = [(name, examine(check)) for name, check in _list_checks(options)]
-    terminal.results.print(_draw(findings))
+    rows = ((name, one.state, one.found, one.advice) for name, one in findings)
+    terminal.results.print(draw_findings(rows))
     return worst(finding.exit_code for _, finding in findings)
 
 
-def _draw(findings: Sequence[tuple[str, Finding]]) -> Table:
+def draw_findings(rows: Iterable[tuple[str, str, str, str]]) -> Table:
+    """Draw a row for each check: its name, its state, what was found, what to do."""
     table = Table("check", "state", "finding", "what to do", box=None, pad_edge=False)
-    for name, finding in findings:
-        state = f"[{STYLES[finding.state]}]{finding.state}[/]"
-        table.add_row(name, state, escape(finding.found), escape(finding.advice))
+    for name, state, found, advice in rows:
+        table.add_row(name, f"[{STYLES[state]}]{state}[/]", escape(found), escape(advice))
     return table
 
 

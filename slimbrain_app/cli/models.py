@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -56,16 +55,15 @@ def _add_fetch(actions: Actions) -> None:
     parser.add_argument(
         "--endpoint",
         metavar="URL",
-        help="the hub's address; default: that in HF_ENDPOINT, else https://huggingface.co",
+        help="the hub's address (default: that in HF_ENDPOINT, else https://huggingface.co)",
     )
     parser.set_defaults(run=_fetch_model)
 
 
 def _fetch_model(options: argparse.Namespace) -> None:
-    from slimbrain_app.model.hub import HUB, fetch_package
+    from slimbrain_app.model.hub import fetch_package
 
-    endpoint = options.endpoint or os.environ.get("HF_ENDPOINT") or HUB
-    package = fetch_package(options.identifier, sha256=options.sha256, endpoint=endpoint)
+    package = fetch_package(options.identifier, sha256=options.sha256, endpoint=options.endpoint)
     print(_describe(package))
 
 
@@ -74,7 +72,7 @@ def _add_create(actions: Actions) -> None:
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("folder", type=Path, help="a new folder; its name is the package's")
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--seed", type=int, default=0, help="of the first weights; default: 0")
+    start.add_argument("--seed", type=int, default=0, metavar="N", help="of weights (default: 0)")
     start.add_argument(
         "--start-from",
         metavar="PACKAGE",
@@ -112,7 +110,7 @@ def _add_convert(actions: Actions) -> None:
         choices=get_args(Deletion),
         default="unit",
         help="what is left out where there is no brain: whole mask units, nothing, or single "
-        "tokens, which the weights were not trained for; default: unit",
+        "tokens, which the weights were not trained for (default: unit)",
     )
     parser.set_defaults(run=_convert_checkpoint)
 
@@ -147,8 +145,15 @@ def _add_copy(actions: Actions) -> None:
     parser.add_argument("package", help="a name, or a folder with a slash in it")
     parser.add_argument("folder", type=Path, help="a new folder; its name is the package's")
     parser.add_argument("--half", action="store_true", help="in float16: half the size")
-    parser.add_argument("--caution", metavar="TEXT", help="to be said wherever it is used")
-    parser.add_argument("--card", type=Path, metavar="FILE", help="Markdown, in place of its card")
+    parser.add_argument(
+        "--caution", metavar="TEXT", help="to be said wherever it is used, in place of its own"
+    )
+    parser.add_argument(
+        "--card",
+        type=Path,
+        metavar="FILE",
+        help="Markdown, in place of its card: say who may use the weights",
+    )
     parser.set_defaults(run=_copy_model)
 
 

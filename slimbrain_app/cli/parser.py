@@ -98,7 +98,12 @@ def make_parser() -> Parser:
     parser.add_argument("bids_dir", type=Path, help="fMRIPrep derivatives; only read")
     parser.add_argument("output_dir", type=Path, help="where SlimBrain's derivatives go")
     parser.add_argument("analysis_level", choices=LEVELS, help="level of the analysis")
-    parser.add_argument("--version", action="version", version=_describe_version())
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=_describe_version(),
+        help="show the version, and what its models want as input, and exit",
+    )
     parser.add_argument(
         "--bids-exec-spec",
         action=_DescribeAction,
@@ -135,44 +140,66 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
         **lists,
     )
     group.add_argument(
-        "--session-id", "--session-label", type=label("ses"), help="sessions", **lists
+        "--session-id",
+        "--session-label",
+        type=label("ses"),
+        help="sessions, with or without ses- (default: all)",
+        **lists,
     )
-    group.add_argument("--task-id", type=label("task"), help="tasks", **lists)
-    group.add_argument("--run-id", type=label("run"), help="run numbers", **lists)
+    group.add_argument(
+        "--task-id", type=label("task"), help="tasks, with or without task- (default: all)", **lists
+    )
+    group.add_argument(
+        "--run-id",
+        type=label("run"),
+        help="runs by number: 1 and 01 are the same (default: all)",
+        **lists,
+    )
     group.add_argument(
         "--bids-filter-file",
         type=Path,
         metavar="JSON",
-        help='further filters in fMRIPrep\'s form, {"bold": {"acquisition": "a"}}',
+        help='filters on any entity, in fMRIPrep\'s form, {"bold": {"acquisition": "a"}}; only the '
+        "block bold is read (default: none)",
     )
 
 
 def _add_processing(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--model", metavar="NAME|DIR", help="model package: a name or a folder (default: tiny)"
+        "--model",
+        metavar="NAME|DIR",
+        help="model package: a name, looked for in OUTPUT_DIR/models and then among the installed "
+        "ones; or a folder, with a slash in it (default: tiny)",
     )
     group.add_argument(
         "--space",
         metavar="S[:res-R][:cohort-C]",
-        help="source space to start from (default: the best one there is)",
+        help="source space to start from, as files name it; also T1w or anat, and native, boldref "
+        "or func for the run's own (default: the best there is)",
     )
     group.add_argument(
         "--windows",
         type=count_or_all,
         metavar="K",
-        help="selected windows per run, or all (default: 8)",
+        help="selected windows per run; all takes every one that the motion guard lets pass "
+        "(default: 8)",
     )
     group.add_argument(
         "--ranking", choices=get_args(Ranking), help="what orders the windows (default: mutual)"
     )
     group.add_argument(
-        "--views", type=int, metavar="N", help="encoder inputs per selected window (default: 1)"
+        "--views",
+        type=int,
+        metavar="N",
+        help="encoder inputs per selected window: the window itself, or N onsets spread evenly "
+        "over 7.2 s to either side (default: 1)",
     )
     group.add_argument(
         "--tr",
         type=float,
         metavar="SECONDS",
-        help="repetition time, where the data do not state it",
+        help="repetition time where the data do not state it; over 1 %% away from a sidecar it is "
+        "refused (default: from the data)",
     )
     group.add_argument(
         "--dummy-scans",
@@ -184,26 +211,31 @@ def _add_processing(group: argparse._ArgumentGroup) -> None:
         "--fd-threshold",
         type=float,
         metavar="MM",
-        help="framewise displacement of the motion guard; 0 switches it off (default: 0.5)",
+        help="framewise displacement above which the motion guard censors; 0 switches it off "
+        "(default: 0.5)",
     )
-    group.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
+    group.add_argument("--seed", type=int, metavar="N", help="of everything random (default: 0)")
     group.add_argument(
         "--config",
         type=Path,
         metavar="TOML",
-        help="settings as an earlier call wrote them into logs/; the command line wins",
+        help="settings, as an earlier call wrote them into logs/; the command line wins "
+        "(default: none)",
     )
 
 
 def _add_group(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--action", choices=ACTIONS, help="what to do (default: tabulate)")
+    group.add_argument(
+        "--action", choices=ACTIONS, help="what to do with all runs (default: tabulate)"
+    )
     group.add_argument(
         "--dataset",
         type=Path,
         nargs="+",
         action="extend",
         metavar="DIR",
-        help="other datasets to train on: derivatives, or prepared runs",
+        help="other datasets, to train on or to judge: derivatives, or prepared runs "
+        "(default: none)",
     )
     group.add_argument(
         "--preset", choices=get_args(Preset), help="size of the model (default: tiny)"
@@ -213,13 +245,20 @@ def _add_group(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         action="extend",
         metavar="COLUMN",
-        help="what is predicted: columns of participants.tsv or of --phenotype",
+        help="what evaluate and finetune predict: columns of participants.tsv or of --phenotype",
     )
     group.add_argument(
-        "--phenotype", type=Path, metavar="TSV", help="another table of the participants"
+        "--phenotype",
+        type=Path,
+        metavar="TSV",
+        help="another table of the participants, with a column participant_id (default: the "
+        "dataset's participants.tsv)",
     )
     group.add_argument(
-        "--package-name", metavar="NAME", help="of the new model package (default: the preset's)"
+        "--package-name",
+        metavar="NAME",
+        help="of the package that pretrain or finetune makes in OUTPUT_DIR/models (default: the "
+        "preset's name, or the model's with -tuned)",
     )
 
 
@@ -228,7 +267,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--save-views",
         action="store_const",
         const=True,
-        help="also write the embeddings of single views",
+        help="also write the embeddings of single windows or views",
     )
     group.add_argument(
         "--save-prepared", action="store_const", const=True, help="also keep the prepared runs"
@@ -245,13 +284,18 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "-v", "--verbose", action="count", default=0, help="say more; -vv still more"
     )
     group.add_argument(
-        "-q", "--quiet", action="store_true", help="say nothing but the final table and errors"
+        "-q",
+        "--quiet",
+        action="store_true",
+        help="say nothing but the table at the end, and errors",
     )
 
 
 def _add_resources(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps (default: auto)"
+        "--device",
+        metavar="D",
+        help="auto, cpu, cuda, cuda:N or mps; auto takes a GPU if there is one (default: auto)",
     )
     group.add_argument(
         "--nprocs",
@@ -259,16 +303,19 @@ def _add_resources(group: argparse._ArgumentGroup) -> None:
         "--nthreads",
         type=int,
         metavar="N",
-        help="processors in all (default: the job's own)",
+        help="processors in all; 1 works in a single process (default: the job's own)",
     )
-    group.add_argument("--omp-nthreads", type=int, metavar="N", help="threads of one step")
+    group.add_argument(
+        "--omp-nthreads", type=int, metavar="N", help="threads of one step (default: up to 4)"
+    )
     group.add_argument(
         "--mem",
         "--mem-mb",
         type=memory,
         metavar="N[GB]",
         dest="mem_gb",
-        help="memory; without a unit in megabytes (default: the job's own)",
+        help="memory for all steps at work together; without a unit in megabytes, as in fMRIPrep "
+        "(default: the job's own)",
     )
     group.add_argument("--mem-gb", type=gigabytes, dest="mem_gb", help=argparse.SUPPRESS)
     group.add_argument(
@@ -276,7 +323,7 @@ def _add_resources(group: argparse._ArgumentGroup) -> None:
         "--work-dir",
         type=Path,
         metavar="DIR",
-        help="for intermediate files (default: a temporary folder)",
+        help="for intermediate files; not inside BIDS_DIR (default: a temporary folder)",
     )
     group.add_argument(
         "--stop-on-first-crash",

@@ -40,22 +40,41 @@ def _add_pretrain(actions: argparse._SubParsersAction[PassingParser]) -> None:
     )
     parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="as for slimbrain")
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="as for slimbrain")
-    parser.add_argument("--nodes", type=number_from(1), default=1, metavar="N", help="default: 1")
+    parser.add_argument(
+        "--nodes", type=number_from(1), default=1, metavar="N", help="nodes (default: 1)"
+    )
     parser.add_argument(
         "--gpus-per-node",
         type=number_from(0),
         default=1,
         metavar="G",
-        help="and as many processes on each node; 0 for one without a GPU (default: 1)",
+        help="GPUs and processes on each node; 0 for one process without a GPU (default: 1)",
     )
     parser.add_argument(
-        "--time", type=slurm_time, required=True, metavar="HH:MM:SS", help="limit of the job"
+        "--time",
+        type=slurm_time,
+        required=True,
+        metavar="HH:MM:SS",
+        help="limit of the job, in any of Slurm's spellings",
     )
-    parser.add_argument("--partition", type=slurm_name, metavar="NAME")
-    parser.add_argument("--account", type=slurm_name, metavar="NAME")
-    parser.add_argument("--image", type=Path, metavar="SIF", help="run in this Apptainer image")
-    parser.add_argument("--config", type=Path, metavar="TOML", help="settings, as for slimbrain")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument(
+        "--partition", type=slurm_name, metavar="NAME", help="partition (default: the cluster's)"
+    )
+    parser.add_argument(
+        "--account", type=slurm_name, metavar="NAME", help="account (default: the cluster's)"
+    )
+    parser.add_argument(
+        "--image", type=Path, metavar="SIF", help="run in this Apptainer image (default: none)"
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="TOML", help="settings, as for slimbrain (default: none)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where the script goes (default: standard output)",
+    )
     parser.set_defaults(run=_write_pretraining)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import re
+import runpy
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +28,8 @@ from slimbrain_app.settings import (
 )
 from slimbrain_app.simulation import CohortSettings, SimulationSettings
 
+ROOT = Path(__file__).parents[2]
+OPTIONS = SimpleNamespace(**runpy.run_path(str(ROOT / "docs/options.py")))
 SCOPES = {
     "## Runs refused": Scope.RUN,
     "## Warnings": Scope.WARNING,
@@ -163,41 +166,25 @@ def test_every_exit_code_is_listed(pages):
     assert [int(row[0]) for row in rows] == sorted(Exit)
 
 
-def list_options(parser: argparse.ArgumentParser) -> set[str]:
-    return {option for action in parser._actions for option in action.option_strings}
-
-
 def read_options(rows) -> list[str]:
     """Return the options named in the first cells."""
     named = [span.split()[0] for row in rows for span in spans(row[0])]
     return [option for option in named if option.startswith("-")]
 
 
-def test_every_option_of_slimbrain_is_listed_once(pages):
-    listed = read_options(pages["docs/reference/command-line.md"].rows("## slimbrain"))
-    assert sorted(listed) == sorted(list_options(app.make_parser()))
-
-
-def test_every_command_of_the_tools_has_a_section_with_its_options(pages):
+def test_tables_of_options_are_those_of_the_parsers(pages):
     page = pages["docs/reference/command-line.md"]
-    commands = dict(list_commands(tools.make_parser(), "slimbrain-tools"))
-    assert sorted(re.findall(r"^## (slimbrain-tools .+)$", page.text, re.M)) == sorted(commands)
-    for name, parser in commands.items():
-        listed = read_options(page.rows(f"## {name}"))
-        assert sorted(listed) == sorted(list_options(parser) - {"-h", "--help"}), name
+    assert OPTIONS.refresh(page.text) == page.text, "run python docs/options.py"
 
 
-def list_commands(parser, name):
-    """Yield each command without commands below it, and its parser."""
-    below = [action.choices for action in parser._actions if is_choice_of_commands(action)]
-    for word, child in itertools.chain(*(choices.items() for choices in below)):
-        yield from list_commands(child, f"{name} {word}")
-    if not below:
-        yield name, parser
-
-
-def is_choice_of_commands(action) -> bool:
-    return isinstance(action, argparse._SubParsersAction)
+def test_every_command_has_a_section_with_all_its_tables(pages):
+    text, groups = pages["docs/reference/command-line.md"].text, OPTIONS.list_groups()
+    commands = ["slimbrain", *dict(OPTIONS.list_commands(tools.make_parser(), "slimbrain-tools"))]
+    sections = dict(re.findall(r"^## (slimbrain.*)\n((?:(?!## ).*\n)*)", text, re.MULTILINE))
+    assert sorted(sections) == sorted(commands)
+    for command, section in sections.items():
+        marked = re.findall(r"^<!-- options: ([^,]+), (.+) -->$", section, re.MULTILINE)
+        assert sorted(marked) == sorted(key for key in groups if key[0] == command)
 
 
 def test_defaults_of_the_simulation_are_the_listed_ones(pages):
