@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slimbrain_app.device import memory_refused
+from slimbrain_app.device import hold_device, memory_refused
 from slimbrain_app.errors import RunRefused
 from slimbrain_app.records import Contract, Embedding, Notice, PreparedRun, RankedRun
 from slimbrain_app.settings import Encode
@@ -45,10 +45,15 @@ NO_COVARIANCE = Notice(
 )
 
 
-def describe_move(device: str) -> Notice:
-    """Say that a run was embedded on the CPU, as ``--device auto`` allows."""
-    message = f"{device} has no room for one view: the run was embedded on the CPU"
-    return Notice(code="moved-to-cpu", message=message)
+def list_notices(embedding: Embedding, package: Package, device: str) -> tuple[Notice, ...]:
+    """Say what of a run could not be had as it was asked for, on ``device``."""
+    notices = []
+    if embedding.device != device:
+        message = f"{device} has no room for one view: the run was embedded on the CPU"
+        notices.append(Notice(code="moved-to-cpu", message=message))
+    if package.has_readout and embedding.covariance is None:
+        notices.append(NO_COVARIANCE)
+    return tuple(notices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,8 @@ def embed_run(
 ) -> Embedding:
     """Embed the selected windows of a run.
 
-    Where a GPU is too small for a batch, half of it is tried, down to a single view.
+    A GPU's lock is waited for, and held. Where the GPU is too small for a batch, half of it is
+    tried, down to a single view.
 
     Parameters
     ----------
@@ -90,7 +96,8 @@ def embed_run(
         ``out-of-memory`` on a GPU that is too small or too full.
     """
     try:
-        return _embed_on(device, prepared, ranked, package, settings)
+        with hold_device(device):
+            return _embed_on(device, prepared, ranked, package, settings)
     except RunRefused as error:
         if not or_cpu or device == "cpu" or error.reason != "out-of-memory":
             raise

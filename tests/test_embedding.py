@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -261,6 +262,7 @@ def test_the_cpu_takes_over_only_where_that_is_allowed(prepared, package, monkey
         return embed_on(device, *others)
 
     monkeypatch.setattr(embedding, "_embed_on", embed_where_there_is_room)
+    monkeypatch.setattr(embedding, "hold_device", lambda _: nullcontext())
     if not or_cpu:
         with pytest.raises(RunRefused, match="out-of-memory"):
             embed_run(prepared, ranked, package, Encode(), "cuda", or_cpu=or_cpu)

@@ -48,7 +48,7 @@ def choose_mask(bold: File, header: Header, run: RunFiles, participant: Particip
     same = [mask.path for mask in in_space if mask.name.get("res") == bold.name.get("res")]
     if same:
         path = only_one(same, "brain mask", participant)
-        _require_same_grid(path, bold, header, participant)
+        require_same_grid(path, participant.show(path), bold.path.name, header)
         return Mask(path)
     if in_space:
         return _take_over(in_space[0].path, (), bold, participant)
@@ -79,6 +79,19 @@ def choose_confounds(run: RunFiles, participant: Participant) -> Path | None:
             require_content(table, participant.show(table))
             return table
     return None
+
+
+def require_same_grid(mask: Path, shown: str, bold: str, header: Header) -> None:
+    """Refuse a mask that doesn't lie voxel by voxel on a BOLD series: ``mask-mismatch``."""
+    other = read_header(mask, shown)
+    if not same_grid(header, other):
+        raise RunRefused(
+            "mask-mismatch",
+            file=shown,
+            expected=f"the grid of {bold}: {describe_grid(header)}, within {SHIFT:g} mm",
+            found=describe_grid(other),
+            advice="check that both files come from the same run of fMRIPrep",
+        )
 
 
 def _is_brain_mask(name: Name) -> bool:
@@ -118,19 +131,6 @@ def _list_motion(run: RunFiles, desc: str | None) -> list[Path]:
 
 def _is_table(name: Name) -> bool:
     return name.extension == ".tsv" and name.get("echo") is None and name.get("part") != "phase"
-
-
-def _require_same_grid(mask: Path, bold: File, header: Header, participant: Participant) -> None:
-    shown = participant.show(mask)
-    other = read_header(mask, shown)
-    if not same_grid(header, other):
-        raise RunRefused(
-            "mask-mismatch",
-            file=shown,
-            expected=f"the grid of {bold.path.name}: {describe_grid(header)}, within {SHIFT:g} mm",
-            found=describe_grid(other),
-            advice="check that both files come from the same run of fMRIPrep",
-        )
 
 
 def _take_over(

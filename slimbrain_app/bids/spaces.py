@@ -167,6 +167,18 @@ def choose_template_transform(space: str) -> Path | None:
     return find_template_file(f"from-{space}_mode-image_xfm.h5")
 
 
+def refuse_template(shown: str, space: str) -> RunRefused:
+    """Say that a file in another MNI152 space lacks TemplateFlow's way to the model's."""
+    return RunRefused(
+        "no-template",
+        file=shown,
+        expected=f"TemplateFlow's transform from {space} to {MODEL.space}",
+        found="none in TEMPLATEFLOW_HOME",
+        advice="set TEMPLATEFLOW_HOME to a folder that has it, or run fMRIPrep again with "
+        f"--output-spaces {MODEL.space}:res-2",
+    )
+
+
 def find_template_file(ending: str) -> Path | None:
     """Return TemplateFlow's file of the model's template with such an ending, if it is here.
 
@@ -229,7 +241,7 @@ def _find_template_way(space: str, run: RunFiles, participant: Participant) -> W
         raise no_space(run, participant, found)
     transform = choose_template_transform(space)
     if transform is None:
-        raise _no_template(run, participant, space)
+        raise refuse_template(participant.show(run.bold[0].path), space)
     return Way(space, 4, (transform,))
 
 
@@ -331,16 +343,5 @@ def _missing(run: RunFiles, participant: Participant, name: str, found: str) -> 
         expected=f"*_{name}",
         found=found,
         advice="copy fMRIPrep's transforms to where it wrote them, or run it again with "
-        f"--output-spaces {MODEL.space}:res-2",
-    )
-
-
-def _no_template(run: RunFiles, participant: Participant, space: str) -> RunRefused:
-    return RunRefused(
-        "no-template",
-        file=participant.show(run.bold[0].path),
-        expected=f"TemplateFlow's transform from {space} to {MODEL.space}",
-        found="none in TEMPLATEFLOW_HOME",
-        advice="set TEMPLATEFLOW_HOME to a folder that has it, or run fMRIPrep again with "
         f"--output-spaces {MODEL.space}:res-2",
     )

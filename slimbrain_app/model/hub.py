@@ -7,10 +7,12 @@ they must be, and one checksum over that, which is the package's own, vouches fo
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
@@ -36,7 +38,9 @@ _CHUNK = 1 << 20
 _BY_HAND = "or copy the package by hand and give its folder"
 
 
-def fetch_package(identifier: str, *, sha256: str | None = None, endpoint: str = HUB) -> Package:
+def fetch_package(
+    identifier: str, *, sha256: str | None = None, endpoint: str | None = None
+) -> Package:
     """Fetch a package into the cache, where `load_package` finds it by its name.
 
     A package of that name which is there already is replaced, once the new one is whole.
@@ -47,8 +51,8 @@ def fetch_package(identifier: str, *, sha256: str | None = None, endpoint: str =
         ``OWNER/NAME``, or ``OWNER/NAME@REVISION``.
     sha256 : str, optional
         The package's checksum, if it is known: nothing else is accepted then.
-    endpoint : str
-        Address of the hub.
+    endpoint : str, optional
+        Address of the hub; that in HF_ENDPOINT, else `HUB`, if None.
 
     Raises
     ------
@@ -62,7 +66,7 @@ def fetch_package(identifier: str, *, sha256: str | None = None, endpoint: str =
         try:
             _fetch(address, CHECKSUMS, folder)
             digests = read_checksums(folder)
-            _check_pin(digests, sha256)
+            _require_sum(digest_package(digests), sha256)
             for file in sorted(digests):
                 _fetch(address, file, folder)
             load_package(folder)
@@ -75,11 +79,55 @@ def fetch_package(identifier: str, *, sha256: str | None = None, endpoint: str =
     return load_package(cached_packages() / name)
 
 
-def _locate(identifier: str, endpoint: str) -> tuple[str, str]:
+def find_or_fetch(
+    model: str | Path, *, sha256: str | None = None, endpoint: str | None = None
+) -> Package:
+    """Return a package by its name, its folder or its identifier on the hub.
+
+    What was fetched before is not fetched again if it has the checksum asked for, or else the one
+    that the hub states now.
+
+    Parameters
+    ----------
+    model : str or Path
+        A folder is a Path, or a text with a slash that names one.
+    sha256 : str, optional
+        The package's checksum, if it is known: nothing else is accepted then.
+    endpoint : str, optional
+        Address of the hub; that in HF_ENDPOINT, else `HUB`, if None.
+
+    Raises
+    ------
+    CallRefused
+        As `load_package` and `fetch_package`.
+    """
+    is_local = isinstance(model, Path) or "/" not in model or os.path.isdir(model)  # noqa: PTH112
+    if is_local or not _IDENTIFIER.fullmatch(str(model)):
+        package = load_package(model)
+        _require_sum(package.sha256, sha256)
+        return package
+    name, address = _locate(str(model), endpoint)
+    folder = cached_packages() / name
+    if (folder / CHECKSUMS).is_file():
+        package = load_package(folder)
+        if package.sha256 == (sha256.lower() if sha256 else _read_sum(address)):
+            return package
+    return fetch_package(str(model), sha256=sha256, endpoint=endpoint)
+
+
+def _read_sum(address: str) -> str:
+    """Return the checksum that the hub states for a package."""
+    with TemporaryDirectory() as folder:
+        _fetch(address, CHECKSUMS, Path(folder))
+        return digest_package(read_checksums(Path(folder)))
+
+
+def _locate(identifier: str, endpoint: str | None) -> tuple[str, str]:
     """Return the package's name, and the address that its file names are appended to."""
     match = _IDENTIFIER.fullmatch(identifier)
     if match is None:
         raise _unusable("OWNER/NAME or OWNER/NAME@REVISION", identifier, "correct the identifier")
+    endpoint = endpoint or os.environ.get("HF_ENDPOINT") or HUB
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise _unusable("a hub's address with http:// or https://", endpoint, "correct it")
@@ -117,8 +165,7 @@ def _download(url: str) -> Iterator[bytes]:
         raise _missing(url, found, f"check the network and try again, {_BY_HAND}") from error
 
 
-def _check_pin(digests: dict[str, str], sha256: str | None) -> None:
-    found = digest_package(digests)
+def _require_sum(found: str, sha256: str | None) -> None:
     if sha256 is not None and sha256.lower() != found:
         raise _bad(CHECKSUMS, f"the package {sha256}", found)
 

@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from slimbrain_app.device import hold_device
 from slimbrain_app.embedding import embed_run
 from slimbrain_app.errors import CallRefused, RunRefused
 from slimbrain_app.evaluation.atlas import Atlas
@@ -160,8 +159,7 @@ class Describer:
             settings.seed,
             recording.run,
         )
-        with hold_device(self.device):
-            embedding = embed_run(prepared, ranked, package, settings.encode, self.device)
+        embedding = embed_run(prepared, ranked, package, settings.encode, self.device)
         return {
             "mean": embedding.mean,
             "views": embedding.views,

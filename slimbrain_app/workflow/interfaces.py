@@ -118,27 +118,21 @@ class Encode(Step):
     """Embed the selected windows, and predict from the run's embedding what heads tell."""
 
     def advance(self, state: RunState, call: ParticipantCall) -> RunState:
-        from slimbrain_app.device import hold_device
-        from slimbrain_app.embedding import NO_COVARIANCE, describe_move, embed_run
+        from slimbrain_app.embedding import embed_run, list_notices
         from slimbrain_app.prediction import predict_by_package
 
         assert state.prepared is not None and state.ranked is not None
         settings = call.provenance.settings
-        with hold_device(call.device):
-            embedding = embed_run(
-                state.prepared,
-                state.ranked,
-                call.package,
-                settings.encode,
-                call.device,
-                or_cpu=settings.compute.device == "auto",
-            )
-        notices = list(state.ranked.notices)
-        if embedding.device != call.device:
-            notices.append(describe_move(call.device))
-        if call.package.has_readout and embedding.covariance is None:
-            notices.append(NO_COVARIANCE)
-        ranked = replace(state.ranked, notices=tuple(notices))
+        embedding = embed_run(
+            state.prepared,
+            state.ranked,
+            call.package,
+            settings.encode,
+            call.device,
+            or_cpu=settings.compute.device == "auto",
+        )
+        notices = list_notices(embedding, call.package, call.device)
+        ranked = replace(state.ranked, notices=(*state.ranked.notices, *notices))
         predictions = predict_by_package(
             call.package,
             embedding.mean,

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 import torch
 
-from slimbrain_app import device, files, prepare
+from slimbrain_app import device, embedding, files, prepare
 from slimbrain_app.cli.app import main
 from slimbrain_app.cli.terminal import Terminal
 from slimbrain_app.errors import REASONS, CallRefused, Scope
@@ -506,7 +506,7 @@ def shrink_the_gpu(place):
         )
 
     place.patch.setattr(device, "choose_device", lambda _: "cuda")
-    place.patch.setattr(device, "hold_device", lambda _: nullcontext())
+    place.patch.setattr(embedding, "hold_device", lambda _: nullcontext())
     place.patch.setattr(packages, "load_encoder", load)
 
 

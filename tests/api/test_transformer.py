@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import subprocess
-import sys
-from dataclasses import replace
+from collections import defaultdict
 from pathlib import Path
 
 import nibabel
@@ -20,81 +18,55 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils import estimator_checks
+from sklearn.utils.estimator_checks import check_estimator
 
-import slimbrain_app
-from slimbrain_app import SlimBrainEmbedder, SlimBrainWarning, api
+from slimbrain_app import SlimBrainEmbedder, SlimBrainWarning
+from slimbrain_app.api import model as verbs
 from slimbrain_app.bids.discover import discover
 from slimbrain_app.cli.app import main
 from slimbrain_app.errors import CallRefused, RunRefused
-from slimbrain_app.model.encoder import Encoder
-from slimbrain_app.model.packages import Config, create_package, save_package
-from slimbrain_app.model.presets import CONTRACTS, PRESETS
+from slimbrain_app.model.packages import create_package
 from slimbrain_app.prepare.grid import model_grid, template_brain
 from slimbrain_app.settings import Prepare, Select
 
 pytestmark = pytest.mark.filterwarnings("ignore::slimbrain_app.SlimBrainWarning")
 
+IMAGE = nibabel.Nifti1Image(np.zeros((2, 2, 2, 2)), np.eye(4))
 STEM = "sub-01_task-rest_run-01_space-MNI152NLin2009cAsym"
-# Those that hand nothing to `transform`.
-CHECKS = (
-    "check_do_not_raise_errors_in_init_or_set_params",
-    "check_dont_overwrite_parameters",
-    "check_estimator_repr",
-    "check_estimator_tags_renamed",
-    "check_estimators_fit_returns_self",
-    "check_estimators_overwrite_params",
-    "check_fit_check_is_fitted",
-    "check_get_params_invariance",
-    "check_mixin_order",
-    "check_no_attributes_set_in_init",
-    "check_parameters_default_constructible",
-    "check_positive_only_tag_during_fit",
-    "check_readonly_memmap_input",
-    "check_set_params",
-    "check_transformers_unfitted",
-    "check_valid_tag_types",
-)
+# Of scikit-learn's checks of transformers of tables, those that can't hold for images, and why.
+_ROWS = "hands a table to transform, which takes images"
+_UNREAD = "wants fit to look at the images, which it leaves to transform"
+OUT_OF_REACH = {
+    "check_complex_data": _UNREAD,
+    "check_dict_unchanged": _ROWS,
+    "check_dtype_object": _ROWS,
+    "check_estimator_sparse_tag": _UNREAD,
+    "check_estimators_dtypes": _ROWS,
+    "check_estimators_empty_data_messages": _UNREAD,
+    "check_estimators_nan_inf": _UNREAD,
+    "check_estimators_pickle": _ROWS,
+    "check_f_contiguous_array_estimator": _ROWS,
+    "check_fit1d": _UNREAD,
+    "check_fit2d_predict1d": _ROWS,
+    "check_fit_idempotent": _ROWS,
+    "check_fit_score_takes_y": _ROWS,
+    "check_methods_sample_order_invariance": _ROWS,
+    "check_methods_subset_invariance": _ROWS,
+    "check_n_features_in": _UNREAD,
+    "check_n_features_in_after_fitting": _UNREAD,
+    "check_pipeline_consistency": _ROWS,
+    "check_transformer_data_not_an_array": _ROWS,
+    "check_transformer_general": _ROWS,
+}
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Path:
-    """A package that embeds a window in a blink."""
-    sizes = replace(
-        PRESETS["tiny"],
-        patch=(4, 16, 16, 16),
-        width=8,
-        depths=(1, 1),
-        mask_unit=(2, 2, 2, 2),
-        unit_attention=(True, False),
-    )
-    config = Config(preset="tiny", trained=True, seed=0, contract=CONTRACTS["tiny"], encoder=sizes)
-    folder = tmp_path_factory.mktemp("models") / "small"
-    return save_package(folder, config, Encoder(sizes, seed=0), card="# small").folder
+class ForTables(SlimBrainEmbedder):
+    """One that claims to take tables, so that scikit-learn checks it as it checks its own."""
 
-
-def make_image(seed: int, volumes: int = 16) -> nibabel.Nifti1Image:
-    """Noise on a brain of 8 mm voxels; whole numbers, a volume each 2 s."""
-    brain = template_brain()[::4, ::4, ::4]
-    random = np.random.default_rng(seed)
-    noise = (
-        random.normal(0, 100, (*brain.shape, volumes))
-        + random.normal(9000, 500, brain.shape)[..., None]
-    )
-    values = np.where(brain[..., None], noise, 0).round().astype(np.int16)
-    image = nibabel.Nifti1Image(values, model_grid().affine @ np.diag([4, 4, 4, 1]))
-    image.header.set_zooms((8, 8, 8, 2))
-    image.header.set_xyzt_units("mm", "sec")
-    return image
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> list[str]:
-    """Paths of four images that lie in no folder of derivatives."""
-    folder = tmp_path_factory.mktemp("images")
-    for seed in range(4):
-        make_image(seed).to_filename(folder / f"{seed}.nii.gz")
-    return [str(path) for path in sorted(folder.iterdir())]
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.string = True, False
+        return tags
 
 
 @pytest.fixture
@@ -106,19 +78,14 @@ def embedder(small) -> SlimBrainEmbedder:
 @pytest.fixture
 def computed(monkeypatch) -> list[str]:
     """Names of the files that are prepared, one for each time."""
-    names, prepare_run = [], api.prepare_run
+    names, prepare_run = [], verbs.prepare_run
 
     def count(run, *arguments):
         names.append(run.bold.name)
         return prepare_run(run, *arguments)
 
-    monkeypatch.setattr(api, "prepare_run", count)
+    monkeypatch.setattr(verbs, "prepare_run", count)
     return names
-
-
-def find_bold(dataset: Path, label: str) -> Path:
-    (path,) = dataset.glob(f"sub-{label}/func/*_desc-preproc_bold.nii.gz")
-    return path
 
 
 def read_row(output: Path) -> np.ndarray:
@@ -126,16 +93,7 @@ def read_row(output: Path) -> np.ndarray:
     return pd.read_csv(table, sep="\t").to_numpy().astype(np.float32)
 
 
-def test_a_run_has_the_bits_of_the_command_line(simulated, tmp_path):
-    call = [simulated, tmp_path / "out", "participant", "--participant-label", "01"]
-    command = [sys.executable, "-m", "slimbrain_app", *map(str, call), "--nprocs", "1"]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    rows = SlimBrainEmbedder().fit_transform([find_bold(simulated, "01")])
-    assert rows.dtype == np.float32
-    np.testing.assert_array_equal(rows, read_row(tmp_path / "out"))
-
-
-def test_every_parameter_is_that_of_the_command_line(simulated, small, tmp_path):
+def test_every_parameter_is_that_of_the_command_line(simulated, small, tmp_path, find_bold):
     options = "--windows 2 --views 2 --ranking random --seed 3 --fd-threshold 0 --tr 2.0"
     call = [simulated, tmp_path, "participant", "--participant-label", "02", "--model", small]
     assert main([*map(str, call), *options.split(), "--nprocs", "1"]) == 0
@@ -145,13 +103,15 @@ def test_every_parameter_is_that_of_the_command_line(simulated, small, tmp_path)
     np.testing.assert_array_equal(rows, expected)
 
 
-def test_a_run_and_its_file_are_the_same_item(simulated, embedder):
+def test_a_run_and_its_file_are_the_same_item(simulated, embedder, find_bold):
     run = discover(simulated, Select(participants=("01",)), Prepare()).runs[0]
     by_file, by_run = embedder.fit_transform([find_bold(simulated, "01"), run])
     np.testing.assert_array_equal(by_file, by_run)
 
 
-def test_a_series_that_the_participant_level_leaves_aside_is_refused(simulated, embedder, tmp_path):
+def test_a_series_that_the_participant_level_leaves_aside_is_refused(
+    simulated, embedder, tmp_path, make_image, find_bold
+):
     shutil.copytree(simulated / "sub-01", tmp_path / "sub-01")
     left = find_bold(tmp_path, "01")
     taken = left.with_name(f"{STEM}_res-2_desc-preproc_bold.nii.gz")
@@ -173,7 +133,7 @@ def test_an_image_is_embedded_as_the_file_of_it(images, embedder):
     np.testing.assert_array_equal(by_file, by_image)
 
 
-def test_an_image_loses_nothing_to_the_type_of_its_header(embedder, tmp_path):
+def test_an_image_loses_nothing_to_the_type_of_its_header(embedder, tmp_path, make_image):
     whole = make_image(0)
     values = np.asarray(whole.dataobj) / 9000
     image = nibabel.Nifti1Image(values, whole.affine, whole.header)
@@ -193,7 +153,7 @@ def test_a_lone_image_has_the_brain_that_nilearn_finds(images, embedder):
     )
 
 
-def test_one_mask_serves_all_items(simulated, embedder, tmp_path):
+def test_one_mask_serves_all_items(simulated, embedder, tmp_path, make_image, find_bold):
     half = template_brain()
     half[:, 60:] = False
     mask = nibabel.Nifti1Image(half.astype(np.uint8), model_grid().affine)
@@ -206,7 +166,9 @@ def test_one_mask_serves_all_items(simulated, embedder, tmp_path):
     assert np.abs(by_image - own).max(axis=1).min() > 1e-3
 
 
-def test_the_repetition_time_is_stated_beside_the_image_or_in_the_call(images, embedder, tmp_path):
+def test_the_repetition_time_is_stated_beside_the_image_or_in_the_call(
+    images, embedder, tmp_path, make_image
+):
     bare = nibabel.Nifti1Image(nibabel.load(images[0]).get_fdata(), make_image(0).affine)
     with pytest.raises(RunRefused, match=r"no-tr.*X\[0\].*as nibabel leaves it"):
         embedder.fit_transform([bare])
@@ -220,7 +182,7 @@ def test_the_repetition_time_is_stated_beside_the_image_or_in_the_call(images, e
         embedder.set_params(tr=2.5).transform([tmp_path / "bare.nii"])
 
 
-def test_what_is_drawn_for_an_image_hangs_on_nothing_else(small):
+def test_what_is_drawn_for_an_image_hangs_on_nothing_else(small, make_image):
     embedder = SlimBrainEmbedder(small, windows=1, ranking="random").fit([])
     one, other = make_image(0, volumes=40), make_image(1, volumes=40)
     together, alone = embedder.transform([one, other]), embedder.transform([other])
@@ -228,7 +190,7 @@ def test_what_is_drawn_for_an_image_hangs_on_nothing_else(small):
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "volume", "space", "short", "raw"])
-def test_a_refusal_names_the_item_in_full(kind, embedder, tmp_path):
+def test_a_refusal_names_the_item_in_full(kind, embedder, tmp_path, make_image):
     names = {
         "space": "sub-01_space-T1w_desc-preproc_bold.nii",
         "raw": "sub-01/func/sub-01_bold.nii",
@@ -249,7 +211,7 @@ def test_a_refusal_names_the_item_in_full(kind, embedder, tmp_path):
     assert str(path) in caught.value.file
 
 
-def test_volumes_without_finite_values_are_refused_as_such(embedder):
+def test_volumes_without_finite_values_are_refused_as_such(embedder, make_image):
     image = make_image(0)
     values = image.get_fdata()
     values[..., 7] = np.nan
@@ -261,7 +223,7 @@ def test_volumes_without_finite_values_are_refused_as_such(embedder):
 
 @pytest.mark.parametrize(
     "given",
-    ["a.nii", Path("a.nii"), make_image(0), [], np.zeros((2, 3)), pd.DataFrame({"a": ["b"]})],
+    ["a.nii", Path("a.nii"), IMAGE, [], np.zeros((2, 3)), pd.DataFrame({"a": ["b"]})],
 )
 def test_what_is_no_sequence_of_images_is_refused(given, embedder):
     with pytest.raises(CallRefused, match=r"usage\] X: expected a sequence"):
@@ -322,7 +284,7 @@ def test_folds_score_as_on_a_table_and_embed_each_image_once_in_all_processes(
     assert len(list(tmp_path.rglob("output.pkl"))) == len(images)
 
 
-def test_a_search_tries_numbers_of_windows(small, computed, tmp_path):
+def test_a_search_tries_numbers_of_windows(small, computed, tmp_path, make_image):
     series = [make_image(seed, volumes=24) for seed in range(4)]
     embedder = SlimBrainEmbedder(small, ranking="first", memory=str(tmp_path))
     pipeline = make_pipeline(embedder, LogisticRegression())
@@ -340,7 +302,9 @@ def test_a_search_tries_numbers_of_windows(small, computed, tmp_path):
     assert len(computed) == 8
 
 
-def test_what_has_changed_is_embedded_anew(embedder, computed, simulated, tmp_path):
+def test_what_has_changed_is_embedded_anew(
+    embedder, computed, simulated, tmp_path, make_image, find_bold
+):
     embedder.set_params(memory=str(tmp_path / "kept")).fit([])
     shutil.copytree(simulated / "sub-01", tmp_path / "sub-01")
     items = [tmp_path / "lone.nii", find_bold(tmp_path, "01"), make_image(2)]
@@ -378,16 +342,17 @@ def test_a_fitted_transformer_survives_being_pickled(images, embedder):
     np.testing.assert_array_equal(again.transform(images[:1]), expected)
 
 
-@pytest.mark.parametrize("check", CHECKS)
-def test_scikit_learns_own_check_holds(check):
-    getattr(estimator_checks, check)("SlimBrainEmbedder", SlimBrainEmbedder(device="cpu"))
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+def test_scikit_learns_own_checks_hold_but_for_those_that_need_tables():
+    check_estimator(SlimBrainEmbedder(device="cpu"))
+    told = check_estimator(ForTables(device="cpu"), on_fail=None, on_skip=None)
+    by_status = defaultdict(set)
+    for check in told:
+        by_status[check["status"]].add(check["check_name"])
+    assert by_status["failed"] == set(OUT_OF_REACH)
+    assert len(by_status["passed"]) > 20
 
 
-def test_the_package_loads_nothing_before_it_is_asked_for():
-    code = (
-        "import sys, slimbrain_app; sys.exit(len({'torch', 'sklearn', 'numpy'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    assert slimbrain_app.SlimBrainEmbedder is api.SlimBrainEmbedder
-    with pytest.raises(AttributeError, match="no attribute 'Embedder'"):
-        slimbrain_app.Embedder  # noqa: B018
+def test_the_order_of_images_is_that_of_rows(images, embedder):
+    rows = embedder.fit_transform(images)
+    np.testing.assert_array_equal(embedder.transform(images[::-1]), rows[::-1])
