@@ -41,6 +41,7 @@ from slimbrain_app.bids.runs import (
 )
 from slimbrain_app.bids.series import list_series, require_every_volume
 from slimbrain_app.bids.spaces import (
+    Way,
     Wish,
     choose_grid,
     choose_way,
@@ -82,19 +83,21 @@ class _Query:
     wish: Wish | None
     tr: float | None
     description: Description
+    stay: bool = False
 
 
-def discover(dataset: Path, select: Select, prepare: Prepare) -> Found:
+def discover(dataset: Path, select: Select, prepare: Prepare, *, stay: bool = False) -> Found:
     """Find all runs that are selected, participants in the order asked for.
 
-    Whether the folder is there and holds derivatives, `check_dataset` tells beforehand.
+    Whether the folder is there and holds derivatives, `check_dataset` tells beforehand. Runs that
+    are to ``stay`` in the space asked for need no way from there to the model's.
 
     Raises
     ------
     CallRefused
         ``no-participant``, ``no-bold``, or ``no-runs``, which says which filter left nothing.
     """
-    query = _make_query(dataset, select, prepare)
+    query = replace(_make_query(dataset, select, prepare), stay=stay)
     participants = _choose_participants(dataset, select)
     found = [_search(participant, query) for participant in participants]
     together = Found(
@@ -192,7 +195,8 @@ def _select_runs(runs: tuple[RunFiles, ...], query: _Query) -> Iterator[RunFiles
 def _resolve(run: RunFiles, participant: Participant, query: _Query) -> Run:
     """Choose the files of a run, and read what their headers and sidecars say."""
     series = list_series(run, participant, query.wanted, query.description, query.wish)
-    way = choose_way([space_of(file.name) for file in series], run, participant)
+    spaces = [space_of(file.name) for file in series]
+    way = Way(spaces[0], 0, ()) if query.stay else choose_way(spaces, run, participant)
     for transform in way.transforms:
         require_content(transform, participant.show(transform))
     grids = [file for file in series if space_of(file.name) == way.space]
