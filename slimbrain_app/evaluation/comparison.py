@@ -23,11 +23,15 @@ from slimbrain_app.evaluation.judging import (
 from slimbrain_app.evaluation.metrics import Answers, list_metrics
 from slimbrain_app.evaluation.outcomes import Outcome
 from slimbrain_app.evaluation.split_file import Split, cut_by_file
-from slimbrain_app.evaluation.splits import Integers, cut_repeatedly, cut_sites, list_judged
+from slimbrain_app.evaluation.splits import (
+    FEWEST_SITES,
+    Integers,
+    cut_repeatedly,
+    cut_sites,
+    list_judged,
+)
 
 MODEL = "model"
-# With two, each fit would know a single site.
-FEWEST_SITES = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -132,33 +132,40 @@ class _Fault:
     advice: str
 
 
-def read_phenotype(file: Path) -> Phenotype:
+def read_phenotype(file: Path, keys: Sequence[str] = (KEY,)) -> Phenotype:
     """Read ``participants.tsv`` or another table of people, and the JSON beside it if there.
 
     Cells are parted by commas if the name ends in ``.csv``, else by tabs, and stripped of blanks.
     Participants are written ``sub-01`` or ``01``. Rows without any text are passed over.
 
+    Parameters
+    ----------
+    file : Path
+    keys : sequence of str
+        Columns that may say who a row is of; the first one that is there does.
+
     Raises
     ------
     CallRefused
-        ``no-outcome`` if the table or its sidecar can't be read, has no column ``participant_id``
-        or no row, a row without a participant, or one with other cells than the header.
+        ``no-outcome`` if the table or its sidecar can't be read, has no column that says who a row
+        is of, or no row, a row without a participant, or one with other cells than the header.
     """
     (_, columns), *table = _read_cells(file) or [(1, ())]
-    if columns.count(KEY) != 1:
+    name = next((name for name in keys if columns.count(name) == 1), None)
+    if name is None:
         found = f"the columns {list_some([*map(shorten, columns)]) or 'of an empty file'}"
-        raise _unreadable(file, f"one column {KEY}", found)
+        raise _unreadable(file, f"one column {' or '.join(keys)}", found)
     if not table:
         raise _unreadable(file, "a row for each person", "nothing below the header")
     ragged = [f"{len(cells)} in row {row}" for row, cells in table if len(cells) != len(columns)]
     if ragged:
         expected = f"{len(columns)} cells in each row, as in the header"
         raise _unreadable(file, expected, list_some(ragged))
-    key = columns.index(KEY)
+    key = columns.index(name)
     rows = [Row(number, cells[key].removeprefix("sub-"), cells) for number, cells in table]
     nameless = [str(row.number) for row in rows if is_missing(row.person)]
     if nameless:
-        raise _unreadable(file, f"a {KEY} in each row", f"none in row {list_some(nameless)}")
+        raise _unreadable(file, f"a {name} in each row", f"none in row {list_some(nameless)}")
     return Phenotype(file, columns, tuple(rows), _read_sidecar(file.with_suffix(".json")))
 
 
@@ -285,7 +292,7 @@ def _read_description(entry: Any) -> tuple[str | None, Mapping[str, str]] | str:
         return f"Levels are a {type(levels).__name__} instead of an object"
     # Since BIDS 1.8 a level may be an object that has its description.
     texts = {
-        _name_class(label): level.get("Description", "") if isinstance(level, dict) else level
+        name_class(label): level.get("Description", "") if isinstance(level, dict) else level
         for label, level in levels.items()
         if not is_missing(label)
     }
@@ -301,8 +308,8 @@ def _decide_kind(column: _Column, wanted: Kind | None) -> tuple[Kind, str]:
         return wanted, "as the settings say"
     if column.levels:
         return "class", "for the sidecar lists levels"
-    texts = [cell.text for cell in column.cells if _name_class(cell.text) not in _DOUBTFUL]
-    numbers = [number for text in texts if (number := _read_number(text)) is not None]
+    texts = [cell.text for cell in column.cells if name_class(cell.text) not in _DOUBTFUL]
+    numbers = [number for text in texts if (number := read_number(text)) is not None]
     if 2 * len(numbers) <= len(texts):
         return "class", "for the values are text"
     if column.units:
@@ -340,11 +347,11 @@ def _read_values(
 
 
 def _read_value(text: str, kind: Kind, levels: Mapping[str, str]) -> Value | None:
-    label = _name_class(text)
+    label = name_class(text)
     if kind == "class":
         known = label in levels if levels else label not in _DOUBTFUL
         return label if known else None
-    number = None if label in _DOUBTFUL else _read_number(text)
+    number = None if label in _DOUBTFUL else read_number(text)
     return number if number is not None and math.isfinite(number) else None
 
 
@@ -380,7 +387,7 @@ def _check_spread(name: str, values: Mapping[str, Value]) -> list[_Fault]:
         return []
     found = f"{name}: classes of one person with runs, {list_some(alone)}"
     advice = "join small classes or write n/a for them"
-    if all(_read_number(str(value)) is not None for value in values.values()):
+    if all(read_number(str(value)) is not None for value in values.values()):
         advice += f"; if they are amounts, set {_write_kind(name, 'number')}"
     return [_Fault("too-few", found, advice)]
 
@@ -453,12 +460,13 @@ def is_missing(text: str) -> bool:
     return text.lower() in _MISSING
 
 
-def _name_class(text: str) -> str:
-    # Programs write codes with .0 as soon as one is missing.
+def name_class(text: str) -> str:
+    """Return a cell as the name of a class: programs write 1.0 as soon as one code is missing."""
     return re.sub(r"^([+-]?\d+)\.0+$", r"\1", text)
 
 
-def _read_number(text: str) -> float | None:
+def read_number(text: str) -> float | None:
+    """Return a cell as a number; None where it is none."""
     # Python's own spelling, 1_000, and digits of other scripts are no one's intention.
     if "_" in text or not text.isascii():
         return None
@@ -470,7 +478,7 @@ def _read_number(text: str) -> float | None:
 
 
 def _write_kind(name: str, kind: Kind) -> str:
-    return f'evaluate.kinds = {{{json.dumps(name)} = "{kind}"}}'
+    return f'predict.kinds = {{{json.dumps(name)} = "{kind}"}}'
 
 
 def list_some(items: Sequence[str], most: int = _CELLS_NAMED) -> str:

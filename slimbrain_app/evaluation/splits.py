@@ -17,6 +17,8 @@ from slimbrain_app.evaluation.outcomes import Outcome
 Integers = NDArray[np.int64]
 
 NO_FOLD = -1
+# With two, each fit would know a single site.
+FEWEST_SITES = 3
 
 
 def cut_repeatedly(outcome: Outcome, folds: int, repeats: int, seed: int) -> Integers:

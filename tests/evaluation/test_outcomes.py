@@ -172,7 +172,7 @@ def test_kind_can_be_set_as_the_note_of_a_guess_says(folder):
     cells = ["1", "2", "1", "2"]
     outcome, note = take_one(folder, cells)
     assert outcome.values.tolist() == cells
-    assert 'set evaluate.kinds = {"score" = "number"}' in note
+    assert 'set predict.kinds = {"score" = "number"}' in note
     outcome, note = take_one(folder, cells, kind="number")
     assert outcome.values.tolist() == [1, 2, 1, 2]
     assert "as the settings say" in note
@@ -328,8 +328,8 @@ def test_what_nobody_with_runs_differs_in_is_constant(folder):
 def test_amounts_taken_for_codes_are_refused_with_the_way_out(folder):
     phenotype = write_table(folder, {"age": [20, 30, 40]})
     message = refusal_of(take, phenotype, "age", reason="too-few")
-    assert 'evaluate.kinds = {"age" = "number"}' in message
-    assert "evaluate.kinds" not in refusal_of(
+    assert 'predict.kinds = {"age" = "number"}' in message
+    assert "predict.kinds" not in refusal_of(
         take, write_table(folder, {"sex": ["F", "M", "X"]}), "sex", reason="too-few"
     )
 
