@@ -17,7 +17,7 @@ import pytest
 from slimbrain_app.errors import CallRefused, Exit
 from slimbrain_app.files import cached_packages
 from slimbrain_app.model.extractor import ExtractorSizes, TemporalExtractor
-from slimbrain_app.model.hub import fetch_package
+from slimbrain_app.model.hub import fetch_package, find_or_fetch
 from slimbrain_app.model.packages import (
     create_package,
     list_packages,
@@ -282,3 +282,37 @@ def test_the_shipped_package_is_never_shadowed(hub, made):
     with pytest.raises(CallRefused, match="usage"):
         fetch_package("acme/tiny", endpoint=hub.endpoint)
     assert not hub.asked
+
+
+def test_what_was_fetched_is_asked_for_again_only_if_it_may_have_changed(hub, made, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    hub.serve(made)
+    first = find_or_fetch("acme/small")
+    hub.asked.clear()
+    assert find_or_fetch("acme/small") == first
+    assert hub.asked == [f"{PATH}checksums.json"]
+    hub.asked.clear()
+    assert find_or_fetch("acme/small", sha256=first.sha256.upper()) == first
+    assert find_or_fetch("small") == find_or_fetch(first.folder) == first
+    assert hub.asked == []
+
+
+def test_what_the_hub_has_changed_is_fetched_anew(hub, made, cache):
+    hub.serve(made)
+    first = find_or_fetch("acme/small", endpoint=hub.endpoint)
+    hub.files[f"{PATH}card.md"] = b"# Another"
+    hub.sign()
+    second = find_or_fetch("acme/small", endpoint=hub.endpoint)
+    assert second.sha256 != first.sha256
+    assert (cache / "small/card.md").read_text() == "# Another"
+    with pytest.raises(CallRefused, match="package-bad"):
+        find_or_fetch("acme/small", endpoint=hub.endpoint, sha256=first.sha256)
+
+
+def test_a_folder_wins_over_an_identifier_of_the_same_letters(hub, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made, "acme/small")
+    assert find_or_fetch("acme/small", endpoint=hub.endpoint).folder == tmp_path / "acme/small"
+    assert hub.asked == []
+    with pytest.raises(CallRefused, match="package-bad"):
+        find_or_fetch(made, sha256="0" * 64)
