@@ -20,7 +20,7 @@ from pathlib import Path
 from slimbrain_app.simulation import SimulationSettings, simulate_dataset
 
 FACE = "import sys, slimbrain_app; slimbrain_app.load('tiny').embed(sys.argv[1])"
-IMPORT = "import time; t = time.perf_counter(); import slimbrain_app; print(time.perf_counter() - t)"
+IMPORT = "import time; t = time.time(); import slimbrain_app; print(time.time() - t)"
 
 
 def main() -> None:
@@ -41,8 +41,8 @@ def main() -> None:
             told = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, check=True)
             imports.append(float(told.stdout))
             faces.append(measure([sys.executable, "-W", "ignore", "-c", FACE, bold]))
-            words = [sys.executable, "-m", "slimbrain_app", dataset, output, "participant"]
-            whole = measure([*words, "--nprocs", "1", "-q"])
+            words = f"-m slimbrain_app {dataset} {output} participant --nprocs 1 -q"
+            whole = measure([sys.executable, *words.split()])
             shares.append(whole - count_writing(output))
             shutil.rmtree(output)
     face, share = statistics.median(faces), statistics.median(shares)
