@@ -113,13 +113,7 @@ def _check(recipe: Recipe, dataset: Path, phenotype: Path | None, table: Path | 
 
 def write_script(recipe: Recipe) -> str:
     """Return the commands of a recipe for a shell, and in comments what is to be known of them."""
-    return "\n".join(
-        [
-            *_describe(recipe),
-            "",
-            *_list_commands(recipe),
-        ]
-    )
+    return "\n".join([*_describe(recipe), "", *_list_commands(recipe)])
 
 
 def _describe(recipe: Recipe) -> Iterator[str]:

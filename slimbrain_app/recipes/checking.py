@@ -104,11 +104,24 @@ def _check_runs(recipe: Recipe, found: Found, folders: int) -> Iterator[Finding]
         yield Finding("refused", "mind", _list(codes, "run"), found.refused[0].advice)
     if not runs:
         return
-    sessions = Counter(session for session in (run.session for run in runs) if session)
-    yield Finding("sessions", "well", _list(sessions, "run") if sessions else "none are named")
+    yield _check_sessions(recipe, runs)
     yield _check_counts(recipe, runs)
     yield _check_spaces(recipe, runs)
     yield _check_times(recipe, runs)
+
+
+def _check_sessions(recipe: Recipe, runs: Sequence[Run]) -> Finding:
+    named = {(run.participant, run.session) for run in runs if run.session}
+    if not named:
+        return Finding("sessions", "well", "none are named")
+    there = _list(Counter(str(session) for _, session in named), "visit")
+    several = [
+        label for label, number in Counter(label for label, _ in named).items() if number > 1
+    ]
+    if recipe.identity or not several:
+        return Finding("sessions", "well", there)
+    there += f"; several of {_name(sorted(several))}"
+    return Finding("sessions", "mind", there, "choose with select.sessions, or all of them count")
 
 
 def _check_counts(recipe: Recipe, runs: Sequence[Run]) -> Finding:
@@ -209,7 +222,8 @@ def _check_groups(recipe: Recipe, people: Phenotype, outcome: Outcome) -> Iterat
 
 def _list(counts: Counter[str], noun: str) -> str:
     """Return the most frequent entries, each with how many there are of it."""
-    shown = [f"{name} ({count(number, noun)})" for name, number in counts.most_common(_SHOWN)]
+    frequent = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:_SHOWN]
+    shown = [f"{name} ({count(number, noun)})" for name, number in frequent]
     more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
     return ", ".join(shown) + more
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_people_are_counted_by_what_is_told_of_them(cohort, name, expected):
 
 def test_what_is_left_out_is_told_by_its_code(cohort):
     found = list_findings(check_cohort(load_recipe("ppmi"), *cohort("ppmi")))
-    assert found["left out"].found == "4 (1 cell), 3 (1 cell)"
+    assert found["left out"].found == "3 (1 cell), 4 (1 cell)"
     assert found["left out"].state == "mind"
 
 
@@ -94,6 +95,22 @@ def test_fingerprints_take_one_run_of_each_day_and_need_both(
         file.unlink()
     refusal = check_cohort(recipe, derivatives, table).refusal
     assert (refusal.reason, refusal.found) == ("too-few", "0 of 4")
+
+
+def test_visits_that_would_all_count_are_told(simulated, lay_cohort, shapes, tmp_path):
+    shape = replace(shapes["ppmi"], runs=["ses-BL_task-rest", "ses-V04_task-rest"])
+    derivatives, table = lay_cohort(simulated, tmp_path, shape, 6)
+    recipe = load_recipe("ppmi")
+    shutil.rmtree(derivatives / "sub-3001" / "ses-V04")
+    told = list_findings(check_cohort(recipe, derivatives, table))["sessions"]
+    assert told.state == "mind"
+    assert told.found == (
+        "BL (6 visits), V04 (5 visits); several of sub-3002, sub-3003, sub-3004, sub-3005, sub-3006"
+    )
+    for folder in derivatives.glob("sub-*/ses-V04"):
+        shutil.rmtree(folder)
+    told = list_findings(check_cohort(recipe, derivatives, table))["sessions"]
+    assert (told.state, told.found) == ("well", "BL (6 visits)")
 
 
 def test_runs_that_cannot_be_used_are_counted_by_reason(simulated, lay_cohort, shapes, tmp_path):

@@ -113,6 +113,7 @@ def test_what_was_written_is_read_by_an_evaluation_and_by_the_recipe_again(tmp_p
     write_people(mapped.phenotype, file)
     kept = read_phenotype(file)
     assert [row.cells for row in kept.rows] == [row.cells for row in mapped.phenotype.rows]
+    assert kept.sidecar == mapped.phenotype.sidecar != {}
     again = map_people(recipe, file, labels)
     assert [row.cells for row in again.phenotype.rows] == [row.cells for row in kept.rows]
     with file.open() as text:

@@ -102,7 +102,7 @@ def test_what_a_recipe_prints_ends_at_the_rows_that_it_compares(lay_cohort, shap
 
 @pytest.fixture(scope="module")
 def simulated_people(tmp_path_factory) -> Path:
-    return simulate(tmp_path_factory.mktemp("simulated") / "fmriprep", people=24, runs=2)
+    return simulate(tmp_path_factory.mktemp("simulated") / "fmriprep", people=20, runs=2)
 
 
 @pytest.mark.slow
@@ -124,14 +124,14 @@ def test_every_recipe_ends_at_the_rows_that_it_compares(
 def test_a_recipe_as_a_whole_leaves_a_package_that_tells_its_test_part(
     name, simulated_people, lay_cohort, shapes, tmp_path
 ):
-    derivatives, table = lay_cohort(simulated_people, tmp_path, shapes[name], 24)
+    derivatives, table = lay_cohort(simulated_people, tmp_path, shapes[name], 20)
     said = type_script(name, tmp_path, derivatives, table, tune=True)
     find_compared(name, tmp_path)
     assert "Test part" in said
     assert "of the test part" in (tmp_path / "out/models" / name / "card.md").read_text()
     split = pd.read_csv(tmp_path / f"out/logs/{name}_split.tsv", sep="\t")
     assert 0.1 < (split["part"] == "test").mean() < 0.3
-    assert len(list((tmp_path / "out").glob("sub-*/func/*stat-mean*embeddings.tsv"))) == 24
+    assert len(list((tmp_path / "out").glob("sub-*/func/*stat-mean*embeddings.tsv"))) == 20
 
 
 def test_every_script_is_understood_by_a_shell():
