@@ -12,7 +12,9 @@ from slimbrain_app import __version__
 from slimbrain_app.cli.arguments import Parser
 from slimbrain_app.cli.container import add_container
 from slimbrain_app.cli.doctor import add_doctor
+from slimbrain_app.cli.export import add_export
 from slimbrain_app.cli.models import add_models
+from slimbrain_app.cli.recipe import add_recipe
 from slimbrain_app.cli.slurm import add_slurm
 from slimbrain_app.errors import CallRefused, Exit
 from slimbrain_app.settings import Compute
@@ -38,6 +40,8 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_simulate(commands)
     add_models(commands)
+    add_export(commands)
+    add_recipe(commands)
     add_container(commands)
     add_slurm(commands)
     add_doctor(commands)
@@ -49,21 +53,59 @@ def _add_simulate(commands: argparse._SubParsersAction[Parser]) -> None:
         "simulate", help="write an fMRIPrep-like dataset of simulated people, or of real series"
     )
     parser.add_argument("folder", type=Path, help="a new folder")
-    parser.add_argument("--participants", type=int, metavar="N")
-    parser.add_argument("--voxel-size", type=float, metavar="MM")
-    parser.add_argument("--seed", type=int)
+    parser.add_argument(
+        "--participants",
+        type=int,
+        metavar="N",
+        help="people, from 1; of real series the first so many, else all (default: 3)",
+    )
+    parser.add_argument(
+        "--voxel-size", type=float, metavar="MM", help="edge of a voxel, 1 to 6 (default: 3.0)"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="of everything that is drawn (default: 0)"
+    )
     invented = parser.add_argument_group("people who don't exist")
-    invented.add_argument("--runs", type=int, metavar="N", help="of each participant")
-    invented.add_argument("--volumes", type=int, metavar="N", help="of each run")
-    invented.add_argument("--tr", type=float, metavar="SECONDS")
+    invented.add_argument("--runs", type=int, metavar="N", help="of each, from 1 (default: 1)")
+    invented.add_argument(
+        "--volumes", type=int, metavar="N", help="of each run, from 2 (default: 100)"
+    )
+    invented.add_argument(
+        "--tr", type=float, metavar="SECONDS", help="repetition time, 0.1 to 10 (default: 2.0)"
+    )
     real = parser.add_argument_group("real series, all three files needed")
-    real.add_argument("--roi-timeseries", type=Path, metavar="NPZ", help="volumes by regions")
-    real.add_argument("--atlas", type=Path, metavar="NIFTI", help="where the regions are")
-    real.add_argument("--phenotype", type=Path, metavar="CSV", help="who the people are")
-    real.add_argument("--moments", type=Path, metavar="NPZ", help="how strong each region is")
-    real.add_argument("--tsnr", type=float, metavar="X", help="of grey matter")
+    real.add_argument(
+        "--roi-timeseries",
+        type=Path,
+        metavar="NPZ",
+        help="for each person an array of volumes by regions, called as in the phenotypes",
+    )
+    real.add_argument(
+        "--atlas", type=Path, metavar="NIFTI", help="the regions in MNI space, as whole numbers"
+    )
+    real.add_argument(
+        "--phenotype",
+        type=Path,
+        metavar="CSV",
+        help="a row for each person; commas or, in a file called .tsv, tabs",
+    )
+    real.add_argument(
+        "--moments",
+        type=Path,
+        metavar="NPZ",
+        help="arrays file_id and std (people by regions): how strong each region is "
+        "(default: all equally)",
+    )
+    real.add_argument(
+        "--tsnr",
+        type=float,
+        metavar="X",
+        help="mean over deviation in time of the median grey voxel, 10 to 80 (default: 60.0)",
+    )
     real.add_argument("--prepared", action="store_true", help="write prepared runs, no NIfTI")
-    real.add_argument("--nprocs", type=int, metavar="N", help="people at once")
+    real.add_argument(
+        "--nprocs", type=int, metavar="N", help="people at once (default: the job's own)"
+    )
     parser.set_defaults(run=_simulate)
 
 
