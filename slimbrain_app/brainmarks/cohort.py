@@ -29,7 +29,7 @@ from slimbrain_app.brainmarks.space import NAME, TEMPLATE, VOXELS, read_suite_ma
 from slimbrain_app.errors import CallRefused, RunRefused
 from slimbrain_app.evaluation.outcomes import Outcome, list_some, read_phenotype, take_outcomes
 from slimbrain_app.evaluation.split_file import PARTS, TEST
-from slimbrain_app.records import Refusal, Run
+from slimbrain_app.records import Notice, Refusal, Run
 from slimbrain_app.settings import Prepare, Select
 
 # A fifth of the people is judged, another one chooses settings, the others are fitted to.
@@ -99,26 +99,26 @@ def export_cohort(
         holds anything; ``no-outcome``, ``outcome-constant``, ``too-few``, ``leak``; ``no-runs``
         if none is in the space; what `discover` refuses.
     """
-    with _writing_arrow() as open_writer:
-        _require_new(folder)
-        mask = read_suite_mask()
-        parcels = read_parcels(mask)
-        table = read_phenotype(phenotype or dataset / TABLE)
-        check_dataset(dataset)
-        runs, refused = _find_runs(dataset)
-        people = sorted({run.participant for run in runs})
-        (taken,), notes = take_outcomes(table, [outcome], people, {})
-        classes = sort_classes(taken)
-        parts = split_people(classes)
-        for note in (*notes, *_describe_parts(classes, parts)):
-            say(note)
-        if parcels is None:
-            say(f"{_PARCELLED} is left out: TEMPLATEFLOW_HOME has no tpl-{TEMPLATE}_{ATLAS}")
-        name = _name_dataset(folder, outcome)
-        with files.whole_folder(folder) as temporary:
-            writer = _Writer(temporary, open_writer, mask, parcels, parts)
-            late = writer.write(runs, say)
-            _write_tables(temporary, name, people, classes, parts, runs)
+    _require_new(folder)
+    mask = read_suite_mask()
+    parcels = read_parcels(mask)
+    notices = check_dataset(dataset)
+    table = read_phenotype(phenotype or dataset / TABLE)
+    runs, refused = _find_runs(dataset)
+    people = sorted({run.participant for run in runs})
+    (taken,), notes = take_outcomes(table, [outcome], people, {})
+    classes = sort_classes(taken)
+    parts = split_people(classes)
+    open_writer = _load_writer()
+    for note in (*notes, *_describe_parts(people, classes, parts), *map(_spell, notices)):
+        say(note)
+    if parcels is None:
+        say(f"{_PARCELLED} is left out: TEMPLATEFLOW_HOME has no tpl-{TEMPLATE}_{ATLAS}")
+    name = _name_dataset(folder, outcome)
+    with files.whole_folder(folder) as temporary:
+        writer = _Writer(temporary, open_writer, mask, parcels, parts)
+        late = writer.write(runs, say)
+        _write_tables(temporary, name, people, classes, parts, runs)
     return Exported(name, (*refused, *late))
 
 
@@ -231,7 +231,7 @@ class _Writer:
                 for part in PARTS
             }
             for number, run in enumerate(chosen, 1):
-                say(f"{run.name} ({number} of {len(chosen)})")
+                say("; ".join([f"{run.name} ({number} of {len(chosen)})", *map(_spell, run.notices)]))
                 try:
                     samples = self._read(run)
                 except RunRefused as error:
@@ -276,9 +276,8 @@ def _describe_sample(run: Run, values: NDArray[np.float32]) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _writing_arrow() -> Iterator[Callable[[Path, int], Any]]:
-    """Yield what opens an arrow file, of samples with so many columns, in a folder of its own."""
+def _load_writer() -> Callable[[Path, int], Any]:
+    """Return what opens an arrow file, of samples with so many columns, in a folder of its own."""
     try:
         from datasets import Array2D, Features, Value
         from datasets.arrow_writer import ArrowWriter
@@ -311,7 +310,7 @@ def _writing_arrow() -> Iterator[Callable[[Path, int], Any]]:
         finally:
             writer.close()
 
-    yield open_writer
+    return open_writer
 
 
 def _write_tables(
@@ -342,11 +341,20 @@ def _name_dataset(folder: Path, outcome: str) -> str:
     return name if re.match(r"(?!test_)[a-z]", name) else f"cohort_{name}"
 
 
-def _describe_parts(classes: Mapping[str, str], parts: Mapping[str, str]) -> Iterator[str]:
+def _describe_parts(
+    people: Sequence[str], classes: Mapping[str, str], parts: Mapping[str, str]
+) -> Iterator[str]:
+    without = [f"sub-{person}" for person in people if person not in parts]
+    if without:
+        yield f"left out, without the outcome: {', '.join(without)}"
     for part in PARTS:
         counts = Counter(classes[person] for person, own in parts.items() if own == part)
         sizes = [f"{shorten(label)} {count}" for label, count in sorted(counts.items())]
         yield f"{part}: {sum(counts.values())} people ({list_some(sizes)})"
+
+
+def _spell(notice: Notice) -> str:
+    return f"[{notice.code}] {notice.message}"
 
 
 def _require_new(folder: Path) -> None:
