@@ -69,10 +69,10 @@ def package(tmp_path_factory) -> Package:
 
 
 @pytest.fixture(scope="session")
-def simulated_ten(tmp_path_factory) -> Path:
-    """Ten simulated people in the model's space, which are said to be in the suite's."""
-    folder = tmp_path_factory.mktemp("ten") / "fmriprep"
-    settings = SimulationSettings(participants=10, volumes=16, voxel_size=6.0)
+def relabelled(tmp_path_factory) -> Path:
+    """Twelve simulated people in the model's space, which are said to be in the suite's."""
+    folder = tmp_path_factory.mktemp("twelve") / "fmriprep"
+    settings = SimulationSettings(participants=12, volumes=16, voxel_size=6.0)
     simulate_dataset(folder, settings)
     for path in folder.rglob("*space-MNI152NLin2009cAsym*"):
         path.rename(path.with_name(path.name.replace("MNI152NLin2009cAsym", TEMPLATE)))
@@ -80,6 +80,6 @@ def simulated_ten(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def cohort(simulated_ten, tmp_path) -> Path:
+def cohort(relabelled, tmp_path) -> Path:
     """A copy of them that may be changed."""
-    return Path(shutil.copytree(simulated_ten, tmp_path / "fmriprep"))
+    return Path(shutil.copytree(relabelled, tmp_path / "fmriprep"))
