@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,17 @@ BINARIES = Path(sys.executable).parent
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
 
 _BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+_MARKED = re.compile(rf"(?:^ *<!-- ([^\n]+) -->\n)?{_BLOCK.pattern}", re.MULTILINE | re.DOTALL)
 _CELL = re.compile(r"(?<!\\)\|")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code, and what is said of it on the line before, where only tests see it."""
+
+    mark: str
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,14 @@ class Page:
         """Return kind and content of blocks, in order."""
         return [block for block in _BLOCK.findall(self.text) if block[0] in kinds]
 
+    def marked_blocks(self, *kinds: str) -> list[Block]:
+        """Return blocks of any kind, or of some, with their marks, in order."""
+        found = (
+            Block(mark, kind, textwrap.dedent(text))
+            for mark, kind, text in _MARKED.findall(self.text)
+        )
+        return [block for block in found if not kinds or block.kind in kinds]
+
     def section(self, heading: str) -> str:
         """Return what stands below a heading, up to the next one of its level or above."""
         level = heading.split()[0]
@@ -55,6 +74,14 @@ class Page:
         rules = [number for number, row in enumerate(cells) if set(row[0]) == {"-"}]
         heads = {number - 1 for number in rules} | set(rules)
         return [row for number, row in enumerate(cells) if number not in heads]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test that asks for one ``page`` each one that its module has marks for, or none."""
+    if "page" in metafunc.fixturenames:
+        marked = [(page, metafunc.module.mark_page(page)) for page in map(Page, PAGES)]
+        given = [pytest.param(page, id=page.name, marks=m) for page, m in marked if m is not None]
+        metafunc.parametrize("page", given)
 
 
 @pytest.fixture(scope="session")
