@@ -28,6 +28,8 @@ windows = 2
 folds = 2
 repeats = 1
 permutations = 0
+[compute]
+nprocs = 1
 """
 SHELL = """set -e
 fmriprep() { echo "fmriprep $*" >> calls; }
