@@ -68,8 +68,8 @@ def find_way() -> tuple[tuple[Path, ...], Notice | None]:
         return (transform,), None
     message = (
         f"TemplateFlow's transform from {TEMPLATE} to {Contract().space} is not in "
-        "TEMPLATEFLOW_HOME: the two are taken for one, which puts the middle of a parcel "
-        "1.6 mm off (median of 200; 3.1 mm at most)"
+        "TEMPLATEFLOW_HOME: the two are taken for one, which puts a place 2 mm off in the median "
+        "of the brain, and 4.7 mm or more in a twentieth of it"
     )
     return (), Notice(code="template-assumed", message=message)
 

@@ -99,7 +99,7 @@ def test_embeddings_are_the_faces_to_the_last_bit(templates, brain, series, pack
     assert np.abs(as_one - apart).max() > 1e-3
 
 
-def test_half_precision_costs_a_thousandth(templates, brain, series, package):
+def test_half_precision_costs_a_thousandth_at_most(templates, brain, series, package):
     rows = take_rows(series, brain)
     kept = normalise(rows)
     arrays = {"bold": kept.values, "mean": kept.mean, "std": kept.deviation}
