@@ -29,7 +29,7 @@ test: check
 	$(BIN)/pytest -n 2 --dist loadfile
 
 test-all: check $(VENV)/.ready-docs
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not containers'
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not containers and not brainmarks'
 
 # Each kind of test is left out where its program isn't there.
 test-containers: $(VENV)/.ready-dev

@@ -231,7 +231,8 @@ class _Writer:
                 for part in PARTS
             }
             for number, run in enumerate(chosen, 1):
-                say("; ".join([f"{run.name} ({number} of {len(chosen)})", *map(_spell, run.notices)]))
+                told = [f"{run.name} ({number} of {len(chosen)})", *map(_spell, run.notices)]
+                say("; ".join(told))
                 try:
                     samples = self._read(run)
                 except RunRefused as error:

@@ -135,10 +135,11 @@ class Wrapper(nn.Module):
 
 def _average(rows: Tensor) -> Tensor:
     """Return the mean over the first axis, which stays, summed in its order and in float64."""
-    total = torch.zeros_like(rows[:1], dtype=torch.float64)
-    for row in rows:
+    exact = rows.cpu().double()  # Not every device knows float64.
+    total = exact[:1]
+    for row in exact[1:]:
         total = total + row
-    return (total / len(rows)).float()
+    return (total / len(exact)).to(rows)
 
 
 def _fill(rows: Tensor, room: int) -> Tensor:
