@@ -16,9 +16,8 @@ from slimbrain_app.settings import EvaluateSettings, read_settings
 
 ROOT = Path(__file__).parents[2]
 PAGE = "docs/how-to/repeat-a-benchmark.md"
-# What design and page say of the paper.
-NAMES = ["abide-age", "abide-age-classes", "adhd200", "adni-mci", "hcp-fingerprint"]
-NAMES += ["hcp-sex", "ppmi"]
+NAMES = ["abide-age", "abide-age-classes", "adhd200", "adni-mci"]
+NAMES += ["hcp-fingerprint", "hcp-sex", "ppmi"]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def test_sites_are_compared_wherever_the_cohort_has_any(recipes):
     assert FEWEST_SITES == 3  # As the recipes say.
 
 
-def test_settings_of_every_recipe_are_those_of_an_evaluation(recipes, tmp_path):
+def test_settings_of_every_recipe_are_those_of_an_evaluation(recipes):
     for recipe in recipes:
         settings = read_settings(EvaluateSettings, None, make_settings(recipe, "people.tsv"))
         assert settings.select == recipe.select
