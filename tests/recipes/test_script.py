@@ -128,7 +128,7 @@ def test_a_recipe_as_a_whole_leaves_a_package_that_tells_its_test_part(
     assert "of the test part" in (tmp_path / "out/models" / name / "card.md").read_text()
     split = pd.read_csv(tmp_path / f"out/logs/{name}_split.tsv", sep="\t")
     assert 0.1 < (split["part"] == "test").mean() < 0.3
-    assert len(list((tmp_path / "out").glob("sub-*/func/*stat-mean*embeddings.tsv"))) == 20
+    assert len(list((tmp_path / "out").glob("sub-*/**/*stat-mean*embeddings.tsv"))) == 20
 
 
 def test_every_script_is_understood_by_a_shell():
