@@ -48,6 +48,7 @@ html_title = f"SlimBrain {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_sidebars = {page: [] for page in ("docs/tutorial", "docs/troubleshooting")}
 html_additional_pages = {"index": "front.html"}
 html_theme_options = {
     "header_links_before_dropdown": 6,

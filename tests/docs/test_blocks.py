@@ -29,7 +29,15 @@ from slimbrain_app.model.packages import create_package
 
 BINARIES = Path(sys.executable).parent
 RUN = ("sh", "bash", "python")
-REASONS = {"a container engine", "Slurm", "a GPU", "a network", "a cohort", "to be stopped"}
+REASONS = {
+    "a container engine",
+    "Slurm",
+    "a GPU",
+    "a network",
+    "a cohort",
+    "Brainmarks",
+    "to be stopped",
+}
 MARK = re.compile(r"not run: needs (.+)|ends with (\d+)|file: (\S+)")
 # Those that take seconds; the others are slow.
 QUICK = {
