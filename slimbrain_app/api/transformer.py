@@ -133,7 +133,7 @@ class SlimBrainEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         Returns
         -------
-        ndarray, float32, shape (images, n_features_out_)
+        ndarray, float32, shape (images, width)
 
         Raises
         ------

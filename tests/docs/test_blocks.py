@@ -35,7 +35,6 @@ REASONS = {
     "a GPU",
     "a network",
     "a cohort",
-    "Brainmarks",
     "to be stopped",
 }
 MARK = re.compile(r"not run: needs (.+)|ends with (\d+)|file: (\S+)")
