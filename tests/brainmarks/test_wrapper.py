@@ -13,9 +13,13 @@ from torch.utils.data import default_collate
 
 import slimbrain_app
 from slimbrain_app import CallRefused, RunRefused, SlimBrainWarning
-from slimbrain_app.brainmarks.rows import normalise
-from slimbrain_app.brainmarks.space import TEMPLATE, VOXELS, suite_grid
+from slimbrain_app.bids.discover import discover
+from slimbrain_app.brainmarks.rows import Normalised, normalise, read_rows
+from slimbrain_app.brainmarks.space import TEMPLATE, VOXELS, read_suite_mask, suite_grid
 from slimbrain_app.brainmarks.wrapper import Transform, Wrapper
+from slimbrain_app.settings import Prepare, Select
+
+from .conftest import write_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::slimbrain_app.SlimBrainWarning")
 
@@ -45,6 +49,12 @@ def make_sample(rows: np.ndarray, **others) -> dict:
     one = np.ones((1, rows.shape[1]), np.float32)
     parts = {"bold": rows, "mean": 0 * one, "std": one}
     return {**{key: torch.from_numpy(part) for key, part in parts.items()}, "tr": TR, **others}
+
+
+def make_stored(kept: Normalised) -> dict:
+    """A sample as an exported dataset has it."""
+    parts = {"bold": kept.values, "mean": kept.mean, "std": kept.deviation}
+    return {**{key: torch.from_numpy(part) for key, part in parts.items()}, "tr": TR}
 
 
 def embed_in_suite(samples: list[dict], package) -> tuple[np.ndarray, ...]:
@@ -101,12 +111,29 @@ def test_embeddings_are_the_faces_to_the_last_bit(templates, brain, series, pack
 
 def test_half_precision_costs_a_thousandth_at_most(templates, brain, series, package):
     rows = take_rows(series, brain)
-    kept = normalise(rows)
-    arrays = {"bold": kept.values, "mean": kept.mean, "std": kept.deviation}
-    sample = {**{key: torch.from_numpy(part) for key, part in arrays.items()}, "tr": TR}
+    sample = make_stored(normalise(rows))
     whole, _, _ = embed_in_suite([make_sample(rows)], package)
     half, _, _ = embed_in_suite([sample], package)
     assert 0 < np.linalg.norm(half - whole) / np.linalg.norm(whole) < 1e-3
+
+
+def test_a_run_of_derivatives_is_the_sample_exported_of_it(templates, brain, package, tmp_path):
+    lay_transform(templates, 3.0)
+    stem = f"sub-01/func/sub-01_task-rest_space-{TEMPLATE}_res-2_desc-"
+    values = make_values(brain, 24)
+    bold = write_image(tmp_path / f"{stem}preproc_bold.nii.gz", values, suite_grid().affine, TR)
+    own = brain.copy()
+    own[:, :, :30] = False
+    write_image(tmp_path / f"{stem}brain_mask.nii.gz", own.astype("u1"), suite_grid().affine)
+    (template,) = templates.rglob("*_desc-brain_mask.nii.gz")
+    model = slimbrain_app.load(package.folder)
+    alike = model.embed(bold, mask=template, fd_threshold=0, device="cpu").embedding
+    (run,) = discover(tmp_path, Select(), Prepare(space=TEMPLATE)).runs
+    kept = normalise(read_rows(run, read_suite_mask()).values)
+    (cls,), _, _ = embed_in_suite([make_stored(kept)], package)
+    assert np.linalg.norm(cls[0] - alike) / np.linalg.norm(alike) < 1e-3
+    by_own = model.embed(bold, fd_threshold=0, device="cpu").embedding
+    assert np.linalg.norm(by_own - alike) / np.linalg.norm(alike) > 1e-2
 
 
 def test_a_short_run_is_the_same_beside_a_longer_one(templates, brain, series, package):
