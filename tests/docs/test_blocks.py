@@ -111,6 +111,14 @@ def rename_runs(folder: Path, demo: Path) -> None:
         file.rename(new / name)
 
 
+def add_a_third_person(folder: Path, demo: Path) -> None:
+    """Have three people, as the tutorial has."""
+    new = folder / "demo/fmriprep/sub-03/func"
+    new.mkdir(parents=True)
+    for file in (folder / "demo/fmriprep/sub-02/func").iterdir():
+        shutil.copy(file, new / file.name.replace("sub-02", "sub-03"))
+
+
 def keep_an_earlier_call(folder: Path, demo: Path) -> None:
     shutil.copytree(demo / "demo/slimbrain", folder / "data/slimbrain")
     settings = next((folder / "data/slimbrain/logs").glob("*/slimbrain.toml"))
@@ -134,6 +142,7 @@ def name_people(folder: Path, demo: Path) -> None:
 MORE: dict[str, tuple[Callable[[Path, Path], None], ...]] = {
     "docs/how-to/choose-runs.md": (rename_runs,),
     "docs/how-to/resume-and-overwrite.md": (keep_an_earlier_call,),
+    "docs/how-to/use-in-python.md": (add_a_third_person,),
     "docs/how-to/watch-a-training.md": (write_log,),
     "docs/how-to/make-a-model-package.md": (release_weights,),
     "docs/how-to/evaluate-and-predict.md": (name_people,),
