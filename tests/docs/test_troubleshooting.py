@@ -74,6 +74,7 @@ ELSEWHERE = {
     "jobs-bad": "in slimbrain-tools slurm",
     "slurm-missing": "in slimbrain-tools slurm",
     "atlas-bad": "in an evaluation with an atlas of one's own",
+    "template-missing": "in slimbrain-tools export brainmarks",
 }
 EMBED = ("participant", "--nprocs", "1", "--device", "cpu", "--windows", "1")
 
