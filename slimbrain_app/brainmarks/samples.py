@@ -19,6 +19,7 @@ from slimbrain_app.errors import RunRefused
 from slimbrain_app.model.packages import Package, load_extractor
 from slimbrain_app.prepare import prepare_volumes
 from slimbrain_app.prepare.confounds import Confounds
+from slimbrain_app.prepare.parallel import workers
 from slimbrain_app.prepare.reading import Header
 from slimbrain_app.prepare.store import count_frames
 from slimbrain_app.ranking import rank_run
@@ -104,7 +105,8 @@ def read_sample(
         prepared = _prepare(rows, tr, mask, way, Path(work))
         ranked = rank_run(prepared, contract, load_extractor(package), _RANK, 0, _RUN)
         views = list_views(ranked, 1, count_frames(prepared, contract.frame_time), contract)
-        frames = np.stack([read_view(prepared, contract, view) for view in views])
+        with workers():  # So that bits are those of other places.
+            frames = np.stack([read_view(prepared, contract, view) for view in views])
         voxels = np.load(prepared.folder / "voxels.npy")
     return Windows(frames, voxels, (*notices, *prepared.notices, *ranked.notices))
 
