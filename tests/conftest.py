@@ -8,6 +8,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+# Threads of BLAS and torch would wait for those of the tests beside, and use up their processors.
+# What is started as a process of its own has threads as users have them.
+with patch.dict(os.environ, OMP_NUM_THREADS="1"):
+    import scipy.linalg  # noqa: F401
+    import torch  # noqa: F401
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from torch.utils.data import default_collate
 
 import slimbrain_app
@@ -102,7 +103,14 @@ def check_agreement(series, brain, package, space) -> np.ndarray:
     return cls
 
 
-def test_embeddings_are_the_faces_to_the_last_bit(templates, brain, series, package):
+@pytest.fixture
+def two_threads():
+    """What would change bits if anything let several threads share a product."""
+    with threadpool_limits(2, user_api="blas"):
+        yield
+
+
+def test_embeddings_are_the_faces_to_the_last_bit(two_threads, templates, brain, series, package):
     as_one = check_agreement(series, brain, package, MODEL)
     lay_transform(templates, 3.0)
     apart = check_agreement(series, brain, package, TEMPLATE)

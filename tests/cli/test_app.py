@@ -175,9 +175,8 @@ def test_settings_that_were_written_give_the_same_result_when_fed_back(
     assert read_numbers(tmp_path / "a") != read_numbers(finished[0])
 
 
-def test_a_changed_setting_redoes_the_run(one_person, tmp_path):
-    output = tmp_path / "out"
-    slimbrain(one_person, output, "participant", "--nprocs", 1)
+def test_a_changed_setting_redoes_the_run(one_person, finished, tmp_path):
+    output = shutil.copytree(finished[0], tmp_path / "out")
     before = read_numbers(output)
     result = slimbrain(one_person, output, "participant", "--nprocs", 1, "--windows", 1)
     assert " done " in result.stdout

@@ -85,6 +85,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream, delimiter="\t"))
 
 
+@pytest.mark.slow
 def test_map_parcels_and_windows_agree_with_the_prediction(output):
     (told,) = json.loads(find(output, "attribution.json").read_text())["Maps"]
     values = np.asarray(nibabel.load(find(output, "attribution.nii.gz")).dataobj)
@@ -101,6 +102,7 @@ def test_map_parcels_and_windows_agree_with_the_prediction(output):
     assert float(window["over_baseline"]) == pytest.approx(difference, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_map_and_says_what_it_is_not(output):
     page = re.sub(r"<[^>]*>", " ", (output / "sub-01.html").read_text())
     assert "no biomarker" in page

@@ -103,6 +103,7 @@ def test_a_second_call_embeds_nothing_and_says_the_same(dataset, config, evaluat
     assert {file.name: file.read_bytes() for file in tables} == before
 
 
+@pytest.mark.slow
 def test_only_the_test_part_of_a_split_is_judged_and_the_page_says_so(dataset, evaluated, tmp_path):
     output = tmp_path / "slimbrain"
     shutil.copytree(evaluated[0], output)
@@ -160,6 +161,7 @@ def test_heads_are_those_that_predict_people_left_out_of_the_fit(dataset, tuned)
         assert table.loc["age", "value"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_embeddings_of_the_group_are_those_of_the_participant_level(dataset, evaluated, tmp_path):
     words = ("participant", "--windows", 2, "--participant-label", "08")
     done = call(dataset, tmp_path / "slimbrain", *words)

@@ -51,7 +51,6 @@ QUICK = {
 QUICK_IN_PYTHON = {
     "README.md",
     "docs/how-to/read-outputs.md",
-    "docs/how-to/use-in-scikit-learn.md",
     "docs/reference/outputs.md",
     "docs/tutorial.md",
 }

@@ -154,10 +154,16 @@ def test_the_chosen_deletion_is_stated_and_an_untrained_one_warned_about(
 
 
 @pytest.mark.parametrize(
-    "container",
-    ["model_state_dict", "model", "state_dict", "encoder", "context_encoder", "target_encoder"],
+    ("container", "prefix"),
+    [
+        ("model_state_dict", ""),
+        ("model", "module."),
+        ("state_dict", "_orig_mod."),
+        ("encoder", "module._orig_mod.encoder."),
+        ("context_encoder", "module."),
+        ("target_encoder", ""),
+    ],
 )
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.encoder."])
 def test_containers_and_prefixes_are_seen_through(weights, tmp_path, container, prefix):
     state = {prefix + name: tensor for name, tensor in weights.items()}
     checkpoint = read_checkpoint(save({container: state}, tmp_path))

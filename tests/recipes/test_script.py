@@ -83,6 +83,7 @@ def find_compared(name: str, folder: Path) -> pd.DataFrame:
     return found
 
 
+@pytest.mark.slow
 def test_what_a_recipe_prints_ends_at_the_rows_that_it_compares(lay_cohort, shapes, tmp_path):
     name = "adhd200"
     source = simulate(tmp_path / "simulated", people=6, runs=1)
