@@ -45,7 +45,8 @@ def call(folder: Path, *words: str) -> str:
     """Call a module of the suite, which finds the dataset; return what it prints."""
     called = subprocess.run(
         [sys.executable, "-m", *words],
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        # The suite may lie below our own settings of pytest, by which warnings are errors.
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTEST_ADDOPTS": "-o filterwarnings="},
         cwd=folder.parent, capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert called.returncode == 0, called.stdout + called.stderr
@@ -91,7 +92,8 @@ print(np.abs(sample["bold"].numpy() - scaled).max())
     (bold,) = cohort.glob("sub-01/func/*_desc-preproc_bold.nii.gz")
     called = subprocess.run(
         [sys.executable, tmp_path / "look.py", bold],
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        # The suite may lie below our own settings of pytest, by which warnings are errors.
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTEST_ADDOPTS": "-o filterwarnings="},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert called.returncode == 0, called.stderr
