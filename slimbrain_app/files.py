@@ -26,6 +26,25 @@ _DENIED = (
 )
 
 
+def check_empty(folder: Path) -> None:
+    """Refuse a folder that holds anything.
+
+    Raises
+    ------
+    CallRefused
+        ``usage``.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    raise CallRefused(
+        "usage",
+        file=folder,
+        expected="a new or empty folder",
+        found="something there already",
+        advice="name another folder; nothing is overwritten",
+    )
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a hidden name beside ``path`` to write to; it takes the place of ``path`` at the end.

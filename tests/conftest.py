@@ -172,3 +172,25 @@ def headed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         card="# headed",
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_package(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A package that embeds a window in a blink."""
+    from dataclasses import replace
+
+    from slimbrain_app.model.encoder import Encoder
+    from slimbrain_app.model.packages import Config, save_package
+    from slimbrain_app.model.presets import CONTRACTS, PRESETS
+
+    sizes = replace(
+        PRESETS["tiny"],
+        patch=(4, 16, 16, 16),
+        width=8,
+        depths=(1, 1),
+        mask_unit=(2, 2, 2, 2),
+        unit_attention=(True, False),
+    )
+    config = Config(preset="tiny", trained=True, seed=0, contract=CONTRACTS["tiny"], encoder=sizes)
+    folder = tmp_path_factory.mktemp("models") / "small"
+    return save_package(folder, config, Encoder(sizes, seed=0), card="# small")

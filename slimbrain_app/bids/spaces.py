@@ -179,13 +179,13 @@ def refuse_template(shown: str, space: str) -> RunRefused:
     )
 
 
-def find_template_file(ending: str) -> Path | None:
-    """Return TemplateFlow's file of the model's template with such an ending, if it is here.
+def find_template_file(ending: str, template: str = MODEL.space) -> Path | None:
+    """Return TemplateFlow's file of a template with such an ending, if it is here.
 
     Only looked for by name: importing templateflow would lay out its folder and may reach for the
     network.
     """
-    path = find_templates() / f"tpl-{MODEL.space}" / f"tpl-{MODEL.space}_{ending}"
+    path = find_templates() / f"tpl-{template}" / f"tpl-{template}_{ending}"
     # Files of TemplateFlow's skeleton that were never fetched are empty.
     return path if path.is_file() and path.stat().st_size > 0 else None
 

@@ -99,7 +99,7 @@ def export_cohort(
         holds anything; ``no-outcome``, ``outcome-constant``, ``too-few``, ``leak``; ``no-runs``
         if none is in the space; what `discover` refuses.
     """
-    _require_new(folder)
+    files.check_empty(folder)
     mask = read_suite_mask()
     parcels = read_parcels(mask)
     notices = check_dataset(dataset)
@@ -356,15 +356,3 @@ def _describe_parts(
 
 def _spell(notice: Notice) -> str:
     return f"[{notice.code}] {notice.message}"
-
-
-def _require_new(folder: Path) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    raise CallRefused(
-        "usage",
-        file=folder,
-        expected="a new or empty folder",
-        found="something there already",
-        advice="name another folder; nothing is overwritten",
-    )

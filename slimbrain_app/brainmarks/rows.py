@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slimbrain_app.brainmarks.space import find_suite_file, suite_grid
+from slimbrain_app.bids.spaces import find_template_file
+from slimbrain_app.brainmarks.space import TEMPLATE, suite_grid
 from slimbrain_app.errors import CallRefused, RunRefused
 from slimbrain_app.prepare import grid
 from slimbrain_app.prepare.confounds import read_confounds
@@ -123,7 +124,7 @@ def read_parcels(mask: NDArray[np.bool_]) -> NDArray[np.int64] | None:
     """
     import nibabel
 
-    path = find_suite_file(ATLAS)
+    path = find_template_file(ATLAS, TEMPLATE)
     if path is None:
         return None
     image = nibabel.Nifti1Image.from_filename(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from slimbrain_app.bids.spaces import choose_template_transform, find_templates
+from slimbrain_app.bids.spaces import choose_template_transform, find_template_file
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.prepare.grid import Grid
 from slimbrain_app.prepare.reading import read_mask
@@ -27,13 +27,6 @@ def suite_grid() -> Grid:
     return Grid((91, 109, 91), affine)
 
 
-def find_suite_file(ending: str) -> Path | None:
-    """Return TemplateFlow's file of the suite's template with such an ending, if it is here."""
-    path = find_templates() / f"tpl-{TEMPLATE}" / f"tpl-{TEMPLATE}_{ending}"
-    # Files of TemplateFlow's skeleton that were never fetched are empty.
-    return path if path.is_file() and path.stat().st_size > 0 else None
-
-
 def read_suite_mask() -> NDArray[np.bool_]:
     """Return the template's brain on the suite's grid, shape (z, y, x).
 
@@ -44,7 +37,7 @@ def read_suite_mask() -> NDArray[np.bool_]:
     CallRefused
         ``template-missing`` if TemplateFlow's mask is not on this machine, or is another.
     """
-    path = find_suite_file(_MASK)
+    path = find_template_file(_MASK, TEMPLATE)
     if path is None:
         raise _no_mask("none in TEMPLATEFLOW_HOME")
     mask, grid = read_mask(path, path.name)

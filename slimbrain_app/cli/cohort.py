@@ -188,7 +188,7 @@ def _check_folders(options: argparse.Namespace, jobs: Path) -> None:
     from slimbrain_app.bids.discover import check_dataset
     from slimbrain_app.cluster.cohort import check_name
     from slimbrain_app.cluster.doctor import check_output
-    from slimbrain_app.simulation.dataset import check_empty
+    from slimbrain_app.files import check_empty
     from slimbrain_app.workflow.plan import check_folders
 
     dataset, output = options.bids_dir, options.output_dir

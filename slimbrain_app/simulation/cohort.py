@@ -16,10 +16,9 @@ from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
 from slimbrain_app.errors import CallRefused
-from slimbrain_app.files import sha256_of
+from slimbrain_app.files import check_empty, sha256_of
 from slimbrain_app.simulation.anatomy import Anatomy, load_anatomy
 from slimbrain_app.simulation.bold import Sources
-from slimbrain_app.simulation.dataset import check_empty
 from slimbrain_app.simulation.description import describe_cohort
 from slimbrain_app.simulation.enrolment import enrol
 from slimbrain_app.simulation.nuisance import judge_restlessness

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slimbrain_app.errors import CallRefused
+from slimbrain_app.files import check_empty
 from slimbrain_app.simulation.anatomy import Anatomy, load_anatomy
 from slimbrain_app.simulation.bold import Sources
 from slimbrain_app.simulation.description import describe_dataset
@@ -71,22 +71,3 @@ def _simulate_runs(
 
 def _generator(seed: int, number: int, run: int = 0) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, run)))
-
-
-def check_empty(folder: Path) -> None:
-    """Refuse a folder that holds anything.
-
-    Raises
-    ------
-    CallRefused
-        ``usage``.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    raise CallRefused(
-        "usage",
-        file=folder,
-        expected="a new or empty folder",
-        found="something there already",
-        advice="name another folder; nothing is overwritten",
-    )

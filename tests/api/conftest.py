@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
-from slimbrain_app.model.encoder import Encoder
-from slimbrain_app.model.packages import Config, save_package
-from slimbrain_app.model.presets import CONTRACTS, PRESETS
 from slimbrain_app.prepare.grid import model_grid, template_brain
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Path:
-    """A package that embeds a window in a blink."""
-    sizes = replace(
-        PRESETS["tiny"],
-        patch=(4, 16, 16, 16),
-        width=8,
-        depths=(1, 1),
-        mask_unit=(2, 2, 2, 2),
-        unit_attention=(True, False),
-    )
-    config = Config(preset="tiny", trained=True, seed=0, contract=CONTRACTS["tiny"], encoder=sizes)
-    folder = tmp_path_factory.mktemp("models") / "small"
-    return save_package(folder, config, Encoder(sizes, seed=0), card="# small").folder
+@pytest.fixture(scope="session")
+def small(small_package) -> Path:
+    """Where that package is."""
+    return small_package.folder
 
 
 def _make_image(seed: int, volumes: int = 16) -> nibabel.Nifti1Image:

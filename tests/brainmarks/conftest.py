@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -12,9 +11,7 @@ import pytest
 from scipy.ndimage import distance_transform_edt
 
 from slimbrain_app.brainmarks.space import TEMPLATE, VOXELS, suite_grid
-from slimbrain_app.model.encoder import Encoder
-from slimbrain_app.model.packages import Config, Package, save_package
-from slimbrain_app.model.presets import CONTRACTS, PRESETS
+from slimbrain_app.model.packages import Package
 from slimbrain_app.prepare import grid
 from slimbrain_app.simulation import SimulationSettings, simulate_dataset
 
@@ -53,19 +50,8 @@ def templates(brain, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def package(tmp_path_factory) -> Package:
-    """One that embeds a window in a blink."""
-    sizes = replace(
-        PRESETS["tiny"],
-        patch=(4, 16, 16, 16),
-        width=8,
-        depths=(1, 1),
-        mask_unit=(2, 2, 2, 2),
-        unit_attention=(True, False),
-    )
-    config = Config(preset="tiny", trained=True, seed=0, contract=CONTRACTS["tiny"], encoder=sizes)
-    folder = tmp_path_factory.mktemp("models") / "small"
-    return save_package(folder, config, Encoder(sizes, seed=0), card="# small")
+def package(small_package) -> Package:
+    return small_package
 
 
 @pytest.fixture(scope="session")
