@@ -115,6 +115,7 @@ REASONS: Mapping[str, Reason] = {
     "tr-disagrees": _warning("sidecar and header disagree on TR; the sidecar's is used"),
     "several-grids": _warning("one of several grids of the space is used"),
     "several-spellings": _warning("run-1 and run-01 are both there; both are done"),
+    "mask-from-series": _warning("there is no mask: the brain is where the series is not zero"),
     "mask-other-grid": _warning("the mask was brought over from another grid or space"),
     "voxel-size": _warning("voxel edges over 6 mm or under 0.5 mm"),
     "known-fault": _warning("the derivatives come from a release with a published fault"),

@@ -93,7 +93,8 @@ class Run:
     ``entities`` identify the run and keep their spelling and order, ``(("sub", "01"), ...)``.
     ``transforms`` are in the order in which points of the model grid go through them; there are
     none where the series already is in the model's space. ``mask_transforms`` lead from the series'
-    space to the mask's, and are none where these are the same.
+    space to the mask's, and are none where these are the same. ``mask`` is the series itself where
+    that is zero outside of the brain.
     """
 
     entities: tuple[tuple[str, str], ...]
@@ -126,8 +127,9 @@ class Run:
     def sources(self) -> tuple[Path, ...]:
         """Every file that the result depends on."""
         confounds = () if self.confounds is None else (self.confounds,)
-        transforms = dict.fromkeys((*self.transforms, *self.mask_transforms))
-        return (self.bold, self.mask, *confounds, *self.sidecars, *transforms)
+        transforms = (*self.transforms, *self.mask_transforms)
+        files = (self.bold, self.mask, *confounds, *self.sidecars, *transforms)
+        return tuple(dict.fromkeys(files))
 
     def relative(self, path: Path) -> str:
         """Return a source's path below the dataset, with slashes; of one outside it, its name.

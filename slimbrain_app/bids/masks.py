@@ -16,6 +16,7 @@ from slimbrain_app.bids.headers import (
     same_grid,
 )
 from slimbrain_app.bids.runs import RunFiles
+from slimbrain_app.bids.series import is_denoised
 from slimbrain_app.bids.spaces import ANATOMIES, NATIVE, find_way_between, only_one, space_of
 from slimbrain_app.errors import RunRefused
 from slimbrain_app.records import Notice
@@ -34,8 +35,9 @@ def choose_mask(bold: File, header: Header, run: RunFiles, participant: Particip
     """Choose the person's own brain mask for a BOLD file.
 
     In this order: of the same grid; of another resolution of the same space; of another space, by
-    the person's own transforms; the anatomical one in the BOLD's space. All but the first come with
-    a notice. A template's mask never stands in for a person's.
+    the person's own transforms; what is not zero in a series that xcp_d has denoised, and masked;
+    the anatomical one in the BOLD's space. All but the first come with a notice. A template's mask
+    never stands in for a person's.
 
     Raises
     ------
@@ -56,6 +58,8 @@ def choose_mask(bold: File, header: Header, run: RunFiles, participant: Particip
         transforms = find_way_between(space_of(bold.name), space_of(mask.name), run, participant)
         if transforms is not None:
             return _take_over(mask.path, transforms, bold, participant)
+    if is_denoised(bold):
+        return _take_series(bold, participant)
     anatomical = participant.find_anatomical(lambda name: _fits_space(name, bold), run.session)
     if not anatomical:
         raise _no_mask(bold, masks, participant)
@@ -144,6 +148,13 @@ def _take_over(
         message += f", by {' and '.join(path.name for path in transforms)}"
     notice = Notice(code="mask-other-grid", message=message, file=participant.show(mask))
     return Mask(mask, transforms, (notice,))
+
+
+def _take_series(bold: File, participant: Participant) -> Mask:
+    """Take a series for its own mask: xcp_d writes none, but zeros where its mask was not."""
+    message = "no brain mask beside the series: the brain is where it is not zero"
+    notice = Notice(code="mask-from-series", message=message, file=participant.show(bold.path))
+    return Mask(bold.path, (), (notice,))
 
 
 def _distance(mask: File) -> int:

@@ -52,7 +52,7 @@ def require_every_volume(
 
     xcp_d writes a row of outliers for each volume it was given.
     """
-    if bold.name.get("desc") != "denoised":
+    if not is_denoised(bold):
         return ()
     for table in (file.path for file in run.files if _is_outliers(file)):
         with reading(table, participant.show(table)):
@@ -67,6 +67,11 @@ def require_every_volume(
             )
     message = "the series was denoised by xcp_d; the model expects minimal preprocessing"
     return (Notice(code="denoised-source", message=message, file=participant.show(bold.path)),)
+
+
+def is_denoised(bold: File) -> bool:
+    """Whether xcp_d has worked on a series."""
+    return bold.name.get("desc") == "denoised"
 
 
 def _is_whole(file: File) -> bool:

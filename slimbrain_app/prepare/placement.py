@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from slimbrain_app.errors import RunRefused
 from slimbrain_app.prepare import grid
 from slimbrain_app.prepare.grid import Coordinates, Grid, View
-from slimbrain_app.prepare.reading import read_mask
+from slimbrain_app.prepare.reading import read_brain, read_mask
 from slimbrain_app.prepare.spline import Sampler, build_sampler, flat_nearest
 from slimbrain_app.prepare.transforms import map_points
 from slimbrain_app.records import Run
@@ -125,7 +125,8 @@ def require_coverage(run: Run, mask: Mask) -> float:
 def _read_own_mask(run: Run, source: Grid) -> Mask:
     """Return the run's mask on its BOLD's grid, axes turned to RAS+."""
     name = run.relative(run.mask)
-    stored, stored_grid = read_mask(run.mask, name)
+    read = read_brain if run.mask == run.bold else read_mask
+    stored, stored_grid = read(run.mask, name)
     if not stored.any():
         raise _no_brain(run, "no voxel over 0.5")
     mask_grid, view = grid.canonical(stored_grid)

@@ -30,6 +30,8 @@ _CHUNK = 1 << 16
 _BATCH_BYTES, _MOST_BYTES = 8 << 20, 32 << 20
 # A file that was written to so lately and ends early is most likely still being written.
 _YOUNG_SECONDS = 10
+# Volumes that tell where a masked series has values; more of a grid than any brain takes.
+_TELLING, _MOST_BRAIN = 8, 0.7
 # More bytes than deflate can make of one.
 MOST_PER_BYTE = 1040
 
@@ -274,6 +276,36 @@ def read_mask(path: Path, name: str) -> tuple[NDArray[np.bool_], Grid]:
     grid = Grid((x, y, z), image.affine)
     _require_place(grid, name)
     return values.reshape(x, y, z) > 0.5, grid
+
+
+def read_brain(path: Path, name: str) -> tuple[NDArray[np.bool_], Grid]:
+    """Read where a series that was masked is not zero, and the grid on which it lies.
+
+    Only its first volumes are read: within a brain, values that are all zero there don't change.
+
+    Raises
+    ------
+    RunRefused
+        ``no-mask`` if the series has values nearly everywhere, and as `open_series`.
+    """
+    with open_series(path, name) as series:
+        header = series.header
+        buffer = header.make_buffer(_TELLING)
+        stored = next(iter(series.batches(0, [buffer])))
+    # A whole number may come as near to zero as half a step.
+    step = abs(header.slope) if header.dtype.kind in "iu" else 0.0
+    values = np.abs(stored * header.slope + header.inter)
+    brain = np.asarray((values > step / 2).any(axis=0).T)
+    share = brain.mean()
+    if share > _MOST_BRAIN:
+        raise RunRefused(
+            "no-mask",
+            file=name,
+            expected="a brain mask beside the series, or zeros outside of the brain",
+            found=f"no mask, and values in {share:.0%} of the voxels",
+            advice="copy the file *_desc-brain_mask.nii.gz beside the series",
+        )
+    return brain, header.grid
 
 
 def _read_to_end(path: Path) -> None:

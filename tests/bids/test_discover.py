@@ -390,6 +390,15 @@ def test_denoised_series_of_xcp_d_are_taken_with_a_notice(lay_out):
     assert found.runs[0].confounds.name == "sub-01_task-rest_motion.tsv"
 
 
+def test_a_series_of_xcp_d_without_a_mask_is_its_own(lay_out):
+    files = xcp_d_files("sub-01_task-rest")
+    del files[f"sub-01/func/sub-01_task-rest_{MODEL}_desc-brain_mask.nii.gz"]
+    run = find(lay_out_xcp_d(lay_out, files)).runs[0]
+    assert run.mask == run.bold
+    assert run.sources.count(run.bold) == 1
+    assert "mask-from-series" in [notice.code for notice in run.notices]
+
+
 @pytest.mark.parametrize("desc", ["denoisedSmoothed", "interpolated", "residual", "residualSmooth"])
 def test_smoothed_and_interpolated_series_of_xcp_d_are_left(lay_out, desc):
     files = xcp_d_files("sub-01_task-rest")

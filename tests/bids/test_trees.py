@@ -10,8 +10,6 @@ import pytest
 
 from slimbrain_app.bids.discover import discover
 from slimbrain_app.bids.entities import VARIANT, entity_keys, parse_name
-from slimbrain_app.bids.folders import File
-from slimbrain_app.bids.runs import gather_runs
 from slimbrain_app.errors import CallRefused
 from slimbrain_app.settings import Prepare, Select
 
@@ -142,14 +140,44 @@ def test_lists_without_a_way_to_the_model_are_refused_run_by_run(lay_out, row):
     assert len(found.runs) + len(found.refused) == int(row["runs_named"])
 
 
+XCP_D = FMRIPREP | {"GeneratedBy": [{"Name": "xcp_d", "Version": "0.10.7"}]}
+# xcp_d writes no transforms; the way from one MNI152 template to another is TemplateFlow's.
+ENDS = {"MNI152NLin2009cAsym": "found", "MNI152NLin6Asym": "no-template", "MNIInfant": "no-space"}
+
+
+def list_denoised(names):
+    """Runs by name, with the spaces of their denoised volume series, if any."""
+    runs = {}
+    for stem, suffix in (
+        name.rsplit("/", 1)[-1].split("_bold.") for name in names if "_bold." in name
+    ):
+        parts = dict(part.split("-", 1) for part in stem.split("_"))
+        spaces = (
+            [parts.get("space")] if (parts.get("desc"), suffix) == ("denoised", "nii.gz") else []
+        )
+        run = "_".join(f"{key}-{parts[key]}" for key in parts if key not in VARIANT)
+        runs.setdefault(run, []).extend(spaces)
+    return runs
+
+
 @pytest.mark.parametrize("row", read_expected("xcp_d"), ids=by_list)
-def test_xcp_d_lists_hold_the_runs_that_are_named(row):
-    files = [File(Path(name), parse_name(Path(name).name)) for name in read_names(row)]
-    runs = gather_runs([file for file in files if file.name and "/func/" in file.path.as_posix()])
-    denoised = [
-        run
-        for run in runs
-        if any(file.is_volume and file.name.get("desc") == "denoised" for file in run.bold)
-    ]
+def test_xcp_d_lists_yield_their_runs_without_masks(lay_out, monkeypatch, row):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", "nowhere")
+    names = read_names(row)
+    runs = list_denoised(names)
     assert len(runs) == int(row["runs_named"])
-    assert len(denoised) == int(row["denoised"])
+    assert sum(map(bool, runs.values())) == int(row["denoised"])
+    whole = {name for name in runs if any(re.sub(r"_run-\d+", "", o) == name != o for o in runs)}
+    expected = Counter(
+        ENDS[spaces[0]] if spaces else "no-space"
+        for name, spaces in runs.items()
+        if name not in whole
+    )
+    outliers = {
+        name: b"framewise_displacement\n0\n0\n0\n" for name in names if "outliers.tsv" in name
+    }
+    dataset = lay_out(*names, contents=outliers, description=XCP_D)
+    found = discover(dataset, Select(), Prepare())
+    assert all(run.mask == run.bold and run.confounds for run in found.runs)
+    codes = Counter(refusal.code for refusal in found.refused)
+    assert codes + Counter(found=len(found.runs)) == expected

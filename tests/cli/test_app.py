@@ -12,8 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
+from slimbrain_app.cli.app import main
 from slimbrain_app.errors import Exit
 from slimbrain_app.model.packages import create_package, load_package
 
@@ -490,6 +493,38 @@ def test_exit_code_and_status_agree(mixed):
     again = slimbrain(dataset, output, "participant", "--participant-label", "01", "--nprocs", 1)
     assert again.returncode == Exit.DONE
     assert slimbrain(dataset, output, "participant", "--dry-run").returncode == Exit.DATA
+
+
+def denoise(dataset: Path) -> Path:
+    """Make of derivatives what xcp_d makes of them; return the mask, which it would not write."""
+    (bold,), (mask,) = dataset.rglob("*_desc-preproc_bold.nii.gz"), dataset.rglob("*_mask.nii.gz")
+    image, brain = nibabel.load(bold), nibabel.load(mask).get_fdata() > 0
+    values = image.get_fdata(dtype=np.float32)
+    values = np.where(brain[..., None], values - values.mean(axis=-1, keepdims=True), 0)
+    denoised = bold.with_name(bold.name.replace("preproc", "denoised"))
+    nibabel.Nifti1Image(values, image.affine, image.header).to_filename(denoised)
+    sidecar = bold.with_name(bold.name.replace(".nii.gz", ".json"))
+    sidecar.rename(denoised.with_name(denoised.name.replace(".nii.gz", ".json")))
+    (confounds,) = dataset.rglob("*_desc-confounds_timeseries.tsv")
+    confounds.rename(confounds.with_name(f"{RUN}_motion.tsv"))
+    bold.unlink()
+    description = dataset / "dataset_description.json"
+    makers = {"GeneratedBy": [{"Name": "xcp_d", "Version": "0.10.7"}]}
+    description.write_text(json.dumps(json.loads(description.read_text()) | makers))
+    return mask
+
+
+def test_folder_of_xcp_d_gives_without_masks_what_it_gives_with_them(one_person, tmp_path):
+    dataset = shutil.copytree(one_person, tmp_path / "xcp_d")
+    mask = denoise(dataset)
+    assert main([str(dataset), str(tmp_path / "with"), "participant", "--nprocs", "1"]) == 0
+    mask.unlink()
+    assert main([str(dataset), str(tmp_path / "without"), "participant", "--nprocs", "1"]) == 0
+    assert read_numbers(tmp_path / "without") == read_numbers(tmp_path / "with")
+    (sidecar,) = (tmp_path / "without").rglob("*_stat-mean_*.json")
+    facts = json.loads(sidecar.read_text())
+    assert {"denoised-source", "mask-from-series"} <= {one["code"] for one in facts["Warnings"]}
+    assert not [source for source in facts["Sources"] if "mask" in source]
 
 
 def test_run_of_outliers_ends_in_order(mixed):

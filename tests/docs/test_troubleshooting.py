@@ -763,14 +763,16 @@ def leave_the_device_to_slimbrain(place):
 @provokes("confounds-unreadable")
 @provokes("several-grids")
 @provokes("denoised-source")
+@provokes("mask-from-series")
 def give_a_series_of_xcp_d_in_two_resolutions(place):
     change_json(
         place.dataset / "dataset_description.json",
         GeneratedBy=[{"Name": "xcp_d", "Version": "0.10.7"}],
     )
     place.rename("desc-preproc", "desc-denoised")
-    for ending in ("desc-denoised_bold.nii.gz", "desc-brain_mask.nii.gz"):
-        shutil.copy(place.find(f"{MODEL}_{ending}"), place.find(f"{MODEL}_res-3_{ending}"))
+    place.mask.unlink()
+    bold = place.find(f"{MODEL}_desc-denoised_bold.nii.gz")
+    shutil.copy(bold, place.find(f"{MODEL}_res-3_desc-denoised_bold.nii.gz"))
     text = place.confounds.read_text()
     place.confounds.write_text(text.replace("framewise_displacement", "fd"))
     return place.report()

@@ -191,6 +191,30 @@ def test_mask_of_another_space_comes_by_its_transforms(
     assert {"0.txt", "1.txt"} <= dict(prepared.checksums).keys()
 
 
+@pytest.mark.parametrize("orientation", [0, 21, 46])
+def test_masked_series_is_its_own_mask(
+    make_run, coarse_mask, coarse_series, coarse_affine, orientations, orientation
+):
+    """As xcp_d writes it: no means are left, and the first volumes may be one and the same."""
+    series = np.where(coarse_mask[..., None], coarse_series - 10_000.0, 0).astype(np.float32)
+    series[..., 1] = series[..., 0]
+    turn = orientations[orientation]
+    affine = coarse_affine @ inv_ornt_aff(turn, coarse_mask.shape)
+    run = make_run(apply_orientation(series, turn), apply_orientation(coarse_mask, turn), affine)
+    plain = {name: read(prepare(run), name) for name in ("voxels", "signal", "mean", "scale")}
+    itself = prepare(replace(run, mask=run.bold))
+    for name, values in plain.items():
+        np.testing.assert_array_equal(read(itself, name), values)
+    assert dict(itself.checksums).keys() == {"bold.nii.gz"}
+
+
+def test_series_with_values_everywhere_is_no_mask(make_coarse, coarse_series):
+    run = make_coarse(coarse_series + 1.0)
+    refusal = refusal_of(replace(run, mask=run.bold))
+    assert (refusal.reason, refusal.file) == ("no-mask", "bold.nii.gz")
+    assert "100%" in refusal.found
+
+
 def test_number_of_threads_changes_nothing(make_run, brain_on, bold_like):
     mask = brain_on((49, 58, 49), np.diag([4.0, 4, 4, 1]) + translation(-96, -132, -78))
     run = make_run(
