@@ -36,6 +36,17 @@ _ENDED: Mapping[int, State] = {
 _UNFINISHED: tuple[State, ...] = ("to be tried again", "running", "waiting", "lost")
 # Tasks in these states are submitted again; refused data must be mended before.
 _MISSING: tuple[State, ...] = ("to be tried again", "failed", "lost")
+_MEND = "cancel it, mend its #SBATCH lines, submit it again"
+# Slurm's reasons for waiting that waiting alone does not end, by how they begin.
+_ENDLESS: Mapping[str, str] = {
+    "DependencyNeverSatisfied": "what it waits for has failed; cancel it, then submit it again",
+    "PartitionConfig|BadConstraints": f"no node there has what it asks for; {_MEND}",
+    "(PartitionTime|PartitionNode|MaxMemPer)Limit": f"it asks for more than is allowed; {_MEND}",
+    r"(Assoc|QOS)Max\w+Per(Job|Node)|QOSMin": f"it asks for what is not allowed; {_MEND}",
+    "(Invalid|Account|QOS)(Account|QOS|NotAllowed)": f"the account may not work there; {_MEND}",
+    "JobHeld|JobHoldMaxRequeue|RequeueExitHold|launch failed": "held until scontrol releases it",
+    "Nodes.required": "its nodes are down or kept for others; sinfo -R tells why",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +76,21 @@ class _Told:
     job: str
     node: str
     code: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """Whether Slurm has begun with a task, and why not, in its words and ours."""
+
+    state: Literal["running", "waiting"]
+    why: str = ""
+
+    @classmethod
+    def of(cls, state: str, reason: str = "None") -> _Queued:
+        if not re.match("PENDING|REQUEUE|SPECIAL_EXIT", state):
+            return cls("running")
+        hints = (hint for beginning, hint in _ENDLESS.items() if re.match(beginning, reason))
+        return cls("waiting", "" if reason == "None" else ": ".join((reason, *hints)))
 
 
 def read_standings(folder: Path) -> tuple[Standing, ...]:
@@ -126,10 +152,25 @@ def join_numbers(numbers: Iterable[int]) -> str:
     return ",".join(f"{span[0]}-{span[-1]}" if span[1:] else f"{span[0]}" for span in spans)
 
 
-def _read_queue() -> dict[str, str]:
+def _read_queue() -> dict[str, _Queued]:
     """Return the state of every job that waits or runs, tasks of arrays by themselves."""
-    lines = _ask_slurm(["squeue", "--noheader", "--array", "--format=%i %T"]).splitlines()
-    return {job: state for job, _, state in (line.partition(" ") for line in lines)}
+    told = _ask_slurm(["squeue", "--noheader", "--array", "--format=%i %T %r"])
+    lines = (line.split(maxsplit=2) for line in told.splitlines())
+    told_of = ((names, _Queued.of(*rest)) for names, *rest in lines)
+    return {job: queued for names, queued in told_of for job in _expand(names)}
+
+
+def _expand(name: str) -> Iterator[str]:
+    """Yield the jobs of a line of Slurm's: of ``12_[1-3,7%2]`` each task."""
+    job, bracket, tasks = name.partition("_[")
+    if not bracket:
+        yield name
+        return
+    for span in tasks.rstrip("]").partition("%")[0].split(","):
+        first, _, last = span.partition("-")
+        last, _, step = last.partition(":")
+        for task in range(int(first), int(last or first) + 1, int(step or 1)):
+            yield f"{job}_{task}"
 
 
 def _ask_slurm(command: Sequence[str]) -> str:
@@ -187,27 +228,28 @@ def _list_jobs(told: Iterable[_Told | None]) -> Iterator[str]:
             yield one.job.partition("_")[0]
 
 
-def _match_queue(queue: Mapping[str, str], jobs: Sequence[str]) -> dict[str, State]:
+def _match_queue(queue: Mapping[str, _Queued], jobs: Sequence[str]) -> dict[str, _Queued]:
     """Return which tasks wait or run, by any of these jobs."""
-    own, found = set(jobs), dict[str, State]()
-    for name, state in queue.items():
+    own, found = set(jobs), dict[str, _Queued]()
+    for name, queued in queue.items():
         job, _, task = name.partition("_")
-        if job in own and found.get(task or GROUP) != "running":
-            waits = re.match("PENDING|REQUEUE|SPECIAL_EXIT", state)
-            found[task or GROUP] = "waiting" if waits else "running"
+        before = found.get(task or GROUP)
+        if job in own and not (before and before.state == "running"):
+            found[task or GROUP] = queued
     return found
 
 
 def _judge(
     task: str,
     participants: tuple[str, ...],
-    queued: State | None,
+    queued: _Queued | None,
     told: _Told | None,
     output: Path,
 ) -> Standing:
     code, why = None, ""
+    state: State
     if queued:
-        state = queued
+        state, why = queued.state, queued.why
     elif told is None:
         state, why = "lost", "not submitted, cancelled, or what it waited for has failed"
     elif told.code is None:

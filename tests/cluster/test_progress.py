@@ -109,6 +109,69 @@ def test_what_slurm_knows_counts_before_what_an_earlier_job_has_left(jobs):
     }
 
 
+SPOKEN = [
+    ("Priority", "Priority", None),
+    ("Resources", "Resources", None),
+    ("JobArrayTaskLimit", "JobArrayTaskLimit", None),
+    ("AssocGrpCpuLimit", "AssocGrpCpuLimit", None),
+    ("QOSMaxCpuPerUserLimit", "QOSMaxCpuPerUserLimit", None),
+    ("AssocGrpCPURunMinutesLimit", "AssocGrpCPURunMinutesLimit", None),
+    ("ReqNodeNotAvail, UnavailableNodes:n[1-3]", "ReqNodeNotAvail, UnavailableNodes:n[1-3]", None),
+    ("DependencyNeverSatisfied", "DependencyNeverSatisfied: ", "what it waits for has failed"),
+    ("PartitionConfig", "PartitionConfig: ", "no node there has what it asks for"),
+    ("BadConstraints", "BadConstraints: ", "no node there has what it asks for"),
+    ("PartitionTimeLimit", "PartitionTimeLimit: ", "more than is allowed"),
+    ("AssocMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit: ", "not allowed"),
+    ("QOSMinMemory", "QOSMinMemory: ", "not allowed"),
+    ("InvalidAccount", "InvalidAccount: ", "the account may not work there"),
+    ("JobHeldUser", "JobHeldUser: ", "scontrol releases"),
+    ("launch failed requeued held", "launch failed requeued held: ", "scontrol releases"),
+    (
+        "Nodes required for job are DOWN, DRAINED or reserved for jobs in other partitions",
+        "Nodes required for job are DOWN, DRAINED or reserved for jobs in other partitions: ",
+        "sinfo -R",
+    ),
+]
+
+
+@pytest.mark.parametrize(("reason", "begins", "hint"), SPOKEN)
+def test_why_a_task_waits_is_told_in_slurms_words_with_what_helps_if_waiting_does_not(
+    jobs, reason, begins, hint
+):
+    let_squeue_say(jobs, f"12_1 PENDING {reason}", "12_2 RUNNING None", "13 PENDING Dependency")
+    first, second, _, group = read_standings(jobs)
+    assert (first.state, second.state, group.why) == ("waiting", "running", "Dependency")
+    assert first.why.startswith(begins)
+    assert second.why == ""
+    assert hint in first.why if hint else first.why == reason
+    assert first.exit_code == 75
+
+
+@pytest.mark.parametrize("line", ["12_1 PENDING None", "12_1 PENDING", "12_1 PENDING "])
+def test_a_task_of_which_slurm_has_not_thought_yet_waits_for_no_reason(jobs, line):
+    let_squeue_say(jobs, line)
+    first = read_standings(jobs)[0]
+    assert (first.state, first.why) == ("waiting", "")
+
+
+def test_what_runs_counts_before_what_waits_in_whatever_order(jobs):
+    lines = ["12_1 RUNNING None", "20_1 PENDING Priority", "20_2 PENDING Priority", "12_2 RUNNING"]
+    (jobs / "jobs.txt").write_text("participants\t12\tall\nparticipants\t20\t1-2\n")
+    for told in (lines, lines[::-1]):
+        let_squeue_say(jobs, *told)
+        assert [one.state for one in read_standings(jobs)[:2]] == ["running", "running"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "waiting"),
+    [("[1-3]", {1, 2, 3}), ("[2-3%1]", {2, 3}), ("[1,3]", {1, 3}), ("[1-3:2%7]", {1, 3})],
+)
+def test_an_array_that_slurm_tells_in_one_line_is_known_task_by_task(jobs, tasks, waiting):
+    let_squeue_say(jobs, f"12_{tasks} PENDING Nodes required for job are DOWN, DRAINED")
+    states = read_states(jobs)
+    assert {int(task) for task, state in states.items() if state == "waiting"} == waiting
+
+
 def test_jobs_of_others_do_not_count(jobs):
     tell(jobs, "1", 0)
     let_squeue_say(jobs, "112_1 RUNNING", "1_2 RUNNING", "99 RUNNING")
