@@ -108,6 +108,21 @@ tasks=${1:-all} dependency=${2-$after} array=''
 note() { printf '%s\t%s\t%s\n' "$@" | tee -a "$jobs/jobs.txt"; }
 list() { awk -v kind="$1" '$1 == kind { print $2 }' "$jobs/jobs.txt"; }
 
+# Of all the tasks or some the last one's number, and the highest one that an array may have here;
+# if Slurm does not tell, sbatch will.
+last=$(wc -l < "$jobs/tasks.txt")
+if [[ $tasks != all ]]; then last=$(tr -cs 0-9 '\n' <<< "${tasks%%%*}" | sort -n | tail -n 1); fi
+limit=$(scontrol show config 2> /dev/null | awk '$1 == "MaxArraySize" { print $3 - 1 }') || true
+if [[ ${last:-0} -gt ${limit:-0} && ${limit:-0} -gt 0 ]]; then
+    people=$(wc -w < "$jobs/tasks.txt") size=$(wc -w <<< "$(sed -n 1p "$jobs/tasks.txt")")
+    more=$(((people + limit - 1) / limit))
+    advice="with --participants-per-task $more, and $(((more + size - 1) / size)) times the --time"
+    if [[ -n $after ]]; then advice="for lists of at most $limit lines, one for each array"; fi
+    echo "submit.sh: task $last, but an array ends at $limit here (MaxArraySize);" \
+        "write the jobs into a new folder, $advice" >&2
+    exit 64
+fi
+
 touch "$jobs/jobs.txt"
 if [[ $tasks != none ]]; then
     options=(--parsable)

@@ -33,7 +33,17 @@ touch "$HERE/begun"
 [[ -n ${WAIT:-} ]] && { sleep "$WAIT" & wait; kill %1 2> /dev/null; }
 exit "${CODE:-0}"
 """
-SCONTROL = '#!/bin/bash\nls -A "$HERE/tmp" > "$HERE/left"\necho "$@" >> "$HERE/requeued"\n'
+# Tells how large an array may be if it is asked, and else notes what queues again.
+SCONTROL = """\
+#!/bin/bash
+if [[ $1 == show ]]; then
+    [[ -n ${LIMIT:-} ]] || { echo "slurm_load_ctl_conf error: no contact" >&2; exit 1; }
+    printf 'MailProg                = /bin/mail\\nMaxArraySize            = %s\\n' "$LIMIT"
+    exit
+fi
+ls -A "$HERE/tmp" > "$HERE/left"
+echo "$@" >> "$HERE/requeued"
+"""
 # Numbers jobs from 100 and notes with what they were submitted.
 SBATCH = """\
 #!/bin/bash
@@ -399,6 +409,72 @@ def test_jobs_that_slurm_does_not_take_are_not_noted(here):
     assert done.returncode != 0
     assert "no such account" in done.stderr
     assert read_lines(here / "jobs/jobs.txt") == []
+
+
+def refuse_size(here: Path, limit: int, *words: str) -> str:
+    """Return what is said of tasks that this cluster's arrays don't reach."""
+    done = subprocess.run(
+        ["bash", here / "jobs/submit.sh", *words],
+        env=surround(here, LIMIT=str(limit)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 64
+    assert not (here / "submitted").exists()
+    assert not (here / "jobs/jobs.txt").exists()
+    return done.stderr
+
+
+def list_tasks(people: int, size: int = 1) -> tuple[tuple[str, ...], ...]:
+    labels = [f"{number:05}" for number in range(people)]
+    return tuple(tuple(labels[first : first + size]) for first in range(0, people, size))
+
+
+@pytest.mark.parametrize(
+    ("people", "size", "limit", "advice"),
+    [
+        (10_000, 1, 1001, "--participants-per-task 10, and 10 times the --time"),
+        (10_001, 1, 1001, "--participants-per-task 11, and 11 times the --time"),
+        (10_000, 4, 1001, "--participants-per-task 10, and 3 times the --time"),
+        (9, 1, 9, "--participants-per-task 2, and 2 times the --time"),
+    ],
+)
+def test_an_array_too_large_for_the_cluster_is_refused_with_the_size_that_fits(
+    here, people, size, limit, advice
+):
+    tasks = list_tasks(people, size)
+    write_jobs(here / "jobs", make_cohort(here, tasks=tasks))
+    told = refuse_size(here, limit)
+    assert told.startswith(
+        f"submit.sh: task {len(tasks)}, but an array ends at {limit - 1} here (MaxArraySize); "
+    )
+    assert advice in told
+    fitting = int(advice.split()[1].rstrip(","))
+    assert -(-people // fitting) < limit
+    assert -(-people // (fitting - 1)) >= limit
+
+
+def test_some_tasks_beyond_the_largest_array_are_refused_and_others_are_not(here):
+    write_jobs(here / "jobs", make_cohort(here, tasks=list_tasks(20)))
+    for tasks in ("12", "3,7-12", "9-12%3", "12-13,1"):
+        assert "MaxArraySize" in refuse_size(here, 12, tasks)
+    assert "--array=3,7-11%12" in submit(here, "3,7-11%12", LIMIT="12")[0]
+
+
+def test_who_follows_an_array_of_fmriprep_too_large_for_the_cluster_splits_the_list(here):
+    write_jobs(here / "jobs", make_cohort(here, tasks=list_tasks(20), after=44))
+    assert "for lists of at most 11 lines, one for each array" in refuse_size(here, 12)
+
+
+@pytest.mark.parametrize("limit", ["9", "0", ""])
+def test_where_arrays_are_large_enough_or_their_size_is_not_told_sbatch_decides(here, limit):
+    write_jobs(here / "jobs", make_cohort(here))
+    assert len(submit(here, LIMIT=limit)) == 2
+
+
+def test_the_group_job_needs_no_array(here):
+    write_jobs(here / "jobs", make_cohort(here))
+    assert submit(here, "none", LIMIT="2") == [["--parsable", f"{here}/jobs/group.slurm"]]
 
 
 def test_jobs_are_read_back(here):
