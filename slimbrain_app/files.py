@@ -219,7 +219,9 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         # numpy writes on its own, and gives no number.
         full = error.errno in _FULL or (error.errno is None and "requested and" in str(error))
-        if not full and not (error.errno in _DENIED and _concerns(error, path)):
+        # Of a folder that was removed meanwhile, or one of /proc, where none can be made.
+        gone = error.errno == errno.ENOENT and not path.parent.exists()
+        if not full and not ((gone or error.errno in _DENIED) and _concerns(error, path)):
             raise
         raise CallRefused(
             "disk-full" if full else "not-writable",

@@ -120,6 +120,12 @@ def test_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> No
     assert list_names(tmp_path) == ["model"]
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+def test_where_no_folder_can_be_made_nothing_can_be_written() -> None:
+    with pytest.raises(CallRefused, match="not-writable"):
+        write_text(Path("/proc/slimbrain/table.tsv"), "")
+
+
 def test_block_that_writes_nothing_does_not_replace(tmp_path: Path) -> None:
     target = tmp_path / "table.tsv"
     target.write_text("old")

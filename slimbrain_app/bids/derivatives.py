@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -173,10 +174,12 @@ def _list_faults(description: Description) -> Iterator[Notice]:
 
 
 def require_folder(dataset: Path) -> None:
-    """Refuse as ``no-input`` what isn't there, or is no folder that may be listed."""
+    """Refuse as ``no-input`` what isn't there, or is no folder that may be listed and entered."""
     try:
         with os.scandir(dataset):
-            return
+            if os.access(dataset, os.X_OK):
+                return
+        raise PermissionError(errno.EACCES, "it may be listed, but not entered")
     except OSError as error:
         raise CallRefused(
             "no-input",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from slimbrain_app.cli.arguments import normalise
+from slimbrain_app.cli.arguments import normalise, refuse_loops
 from slimbrain_app.cli.parser import check_verb, make_parser, make_settings, name_verb
 from slimbrain_app.errors import Exit, SlimBrainError
 from slimbrain_app.training.stopping import SIGNALS
@@ -78,6 +78,7 @@ def read_options(words: Sequence[str]) -> argparse.Namespace:
     parser = make_parser()
     options = parser.parse_strictly(normalise(words))
     check_verb(parser, options)
+    refuse_loops(options.bids_dir, options.output_dir, options.work_dir, *(options.dataset or ()))
     return options
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from slimbrain_app.errors import CallRefused
@@ -33,8 +35,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_strictly(self, arguments: Sequence[str]) -> argparse.Namespace:
         for argument in arguments:
-            if argument.encode("utf-8", "replace").decode() != argument:
-                self.error(f"{argument!a}, which is not text in UTF-8")
+            if "\0" in argument or argument.encode("utf-8", "replace").decode() != argument:
+                self.error(f"{argument!a}, which is not text in UTF-8, or has a NUL in it")
         known, unknown = self.parse_known_args(arguments)
         if unknown:
             self.error("; ".join(self._describe_unknown(argument) for argument in unknown))
@@ -91,6 +93,32 @@ def _dash(argument: str) -> str:
         return argument
     option, equals, value = argument.partition("=")
     return f"{option.replace('_', '-')}{equals}{value}"
+
+
+def refuse_loops(*paths: Path | None) -> None:
+    """Refuse as ``usage`` a path whose links lead round in a circle: it can't be made whole."""
+    for path in filter(None, paths):
+        try:
+            path.stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise CallRefused(
+                    "usage",
+                    file=path,
+                    expected="links that lead somewhere",
+                    found=error.strerror or str(error),
+                    advice="mend the links, or name another path",
+                ) from error
+
+
+def misfit(command: str, found: str, expected: str = "options that go together") -> CallRefused:
+    """Return the refusal of a call of a tool whose options do not go together."""
+    return CallRefused(
+        "usage",
+        expected=expected,
+        found=found,
+        advice=f"see slimbrain-tools {command} --help",
+    )
 
 
 def label(entity: str) -> Callable[[str], str]:

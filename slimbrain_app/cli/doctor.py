@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from slimbrain_app.cli.arguments import Parser
+from slimbrain_app.cli.arguments import Parser, refuse_loops
 from slimbrain_app.cli.terminal import Terminal
 from slimbrain_app.costs import MEMORY_GB
 from slimbrain_app.errors import worst
@@ -82,6 +82,8 @@ def _list_checks(options: argparse.Namespace) -> Checks:
     from slimbrain_app.cluster import doctor
 
     dataset, output = options.bids_dir, options.output_dir
+    if output:  # A call, too, follows links to their end, where it makes a folder.
+        output = Path(os.path.realpath(output))
     demand = doctor.measure_demand(dataset) if dataset else doctor.Demand()
     if dataset:
         yield "input", partial(doctor.check_input, dataset)
@@ -103,6 +105,7 @@ def _check_output(dataset: Path | None, output: Path) -> Finding:
     from slimbrain_app.cluster.doctor import check_output
     from slimbrain_app.workflow.plan import check_folders
 
+    refuse_loops(dataset, output)
     if dataset:
         check_folders(dataset, output)
     return check_output(output)
@@ -113,6 +116,7 @@ def _check_work(dataset: Path | None, work_dir: Path | None, demand: Demand) -> 
     from slimbrain_app.workflow.plan import check_work
 
     folder = doctor.find_work(work_dir)
+    refuse_loops(dataset, folder)
     if dataset:
         check_work(dataset, folder)
     return doctor.check_work(folder, demand, _count_at_once())

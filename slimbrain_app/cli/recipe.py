@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from slimbrain_app.cli.arguments import Parser
-from slimbrain_app.errors import CallRefused
+from slimbrain_app.cli.arguments import Parser, misfit
 
 if TYPE_CHECKING:
     from slimbrain_app.recipes.recipe import Comparison, Recipe
@@ -75,21 +74,15 @@ def _run(options: argparse.Namespace) -> None:
 def _refuse_misfits(options: argparse.Namespace) -> None:
     table = options.table
     if options.check is not None and options.name is None:
-        raise _misfit("--check with the NAME of a recipe", "--check alone")
+        raise misfit("recipe", "--check alone", "--check with the NAME of a recipe")
     if options.check is None and (options.phenotype or table):
-        raise _misfit("--phenotype and --table with --check", "them without it")
+        raise misfit("recipe", "them without it", "--phenotype and --table with --check")
     if table and table.suffix != ".tsv":
-        raise _misfit("--table with a name that ends in .tsv", str(table))
+        raise misfit("recipe", str(table), "--table with a name that ends in .tsv")
     if table and table.resolve().is_relative_to(options.check.resolve()):
-        raise _misfit("--table outside of DERIVATIVES, which are only read", str(table))
+        raise misfit("recipe", str(table), "--table outside of DERIVATIVES, which are only read")
     if table and options.phenotype and table.resolve() == options.phenotype.resolve():
-        raise _misfit("--table apart from --phenotype, which is only read", str(table))
-
-
-def _misfit(expected: str, found: str) -> CallRefused:
-    return CallRefused(
-        "usage", expected=expected, found=found, advice="see slimbrain-tools recipe --help"
-    )
+        raise misfit("recipe", str(table), "--table apart from --phenotype, which is only read")
 
 
 def _check(recipe: Recipe, dataset: Path, phenotype: Path | None, table: Path | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slimbrain_app import __version__
-from slimbrain_app.cli.arguments import Parser
+from slimbrain_app.cli.arguments import Parser, misfit
 from slimbrain_app.cli.container import add_container
 from slimbrain_app.cli.doctor import add_doctor
 from slimbrain_app.cli.export import add_export
@@ -118,7 +118,9 @@ def _simulate(options: argparse.Namespace) -> None:
         return
     missing = ", ".join(_spell(name) for name, file in files.items() if file is None)
     if missing:
-        raise _misfit(f"--roi-timeseries, --atlas and --phenotype together, without {missing}")
+        raise misfit(
+            "simulate", f"--roi-timeseries, --atlas and --phenotype together, without {missing}"
+        )
     _refuse_options(options, ("runs", "volumes", "tr"), "are what the real series say")
     _simulate_real(options)
 
@@ -144,7 +146,7 @@ def _simulate_real(options: argparse.Namespace) -> None:
         moments=options.moments,
     )
     if options.nprocs is not None and options.nprocs < 1:
-        raise _misfit(f"--nprocs {options.nprocs}")
+        raise misfit("simulate", f"--nprocs {options.nprocs}")
     nprocs = find_limits(Compute(nprocs=options.nprocs)).processes
     simulate_cohort(options.folder, inputs, settings, options.prepared, nprocs, print)
 
@@ -157,17 +159,8 @@ def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
 def _refuse_options(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
     given = [_spell(name) for name in names if getattr(options, name)]
     if given:
-        raise _misfit(f"{', '.join(given)}, which {why}")
+        raise misfit("simulate", f"{', '.join(given)}, which {why}")
 
 
 def _spell(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _misfit(found: str) -> CallRefused:
-    return CallRefused(
-        "usage",
-        expected="options that go together",
-        found=found,
-        advice="see slimbrain-tools simulate --help",
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -34,7 +35,7 @@ from slimbrain_app.device import (
     read_driver,
 )
 from slimbrain_app.errors import CallRefused, Exit, RunRefused, SlimBrainError, count
-from slimbrain_app.files import TEMPORARY, lock, sha256_of, whole_file
+from slimbrain_app.files import TEMPORARY, lock, sha256_of, whole_file, writing
 from slimbrain_app.records import Run, decide_exit
 from slimbrain_app.settings import Prepare, Select
 
@@ -157,7 +158,8 @@ def measure_demand(dataset: Path) -> Demand:
 
 def check_output(output: Path) -> Finding:
     """See whether a folder can be made and written: what stands there already, and in fact."""
-    refuse_foreign(output)
+    with writing(output):
+        refuse_foreign(output)
     return check_writing(output)
 
 
@@ -370,10 +372,15 @@ def _list_closed(run: Run) -> Iterator[Path]:
 
 @contextmanager
 def _probe(folder: Path) -> Iterator[Path]:
-    """Yield a hidden folder in the place of another, still to be made; nothing is left of it."""
-    probe = find_place(folder) / f"{TEMPORARY}doctor-{uuid.uuid4().hex[:12]}"
+    """Yield a folder within a hidden one, made as another would be; nothing is left of it."""
+    place, whole = find_place(folder).absolute(), folder.absolute()
+    names = whole.relative_to(place).parts
+    hidden = place / f"{TEMPORARY}doctor-{uuid.uuid4().hex[:12]}"
     try:
-        yield probe
+        with writing(whole):
+            if names and (place / names[0]).is_symlink():
+                raise NotADirectoryError(errno.ENOTDIR, "a link that leads nowhere", str(whole))
+        yield hidden.joinpath(*(name for name in names if name != ".."))
     except CallRefused as error:
         raise CallRefused(
             error.reason,
@@ -383,7 +390,7 @@ def _probe(folder: Path) -> Iterator[Path]:
             advice=error.advice,
         ) from error
     finally:
-        shutil.rmtree(probe, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _sort_origins(limits: Mapping[str, float]) -> list[str]:
