@@ -16,11 +16,11 @@ from rich.table import Table
 from slimbrain_app.cli.arguments import (
     PassingParser,
     label,
+    misfit,
     number_from,
-    slurm_name,
     slurm_size,
-    slurm_time,
 )
+from slimbrain_app.cli.jobs import add_call, add_limits, make_command
 from slimbrain_app.cli.terminal import Terminal
 from slimbrain_app.errors import CallRefused, count
 
@@ -45,8 +45,7 @@ def add_participant(actions: Actions) -> None:
         "[-- OPTION ...]",
         epilog="Options after -- are slimbrain's, for the participant level.",
     )
-    parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="as for slimbrain")
-    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="as for slimbrain")
+    add_call(parser)
     parser.add_argument(
         "--output",
         type=Path,
@@ -56,9 +55,6 @@ def add_participant(actions: Actions) -> None:
     )
     _add_division(parser.add_argument_group("who is worked on"))
     _add_requests(parser.add_argument_group("what Slurm is asked for"))
-    parser.add_argument(
-        "--image", type=Path, metavar="SIF", help="run in this Apptainer image (default: none)"
-    )
     parser.set_defaults(run=_write_jobs)
 
 
@@ -86,13 +82,7 @@ def _add_division(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_requests(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--time",
-        type=slurm_time,
-        required=True,
-        metavar="HH:MM:SS",
-        help="limit of a task, in any of Slurm's spellings",
-    )
+    add_limits(group, "task")
     group.add_argument(
         "--at-once", type=number_from(1), metavar="N", help="tasks at any time (default: no limit)"
     )
@@ -110,12 +100,6 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--gpu", action="store_true", help="a GPU for each task; one that finds none ends with 69"
-    )
-    group.add_argument(
-        "--partition", type=slurm_name, metavar="NAME", help="partition (default: the cluster's)"
-    )
-    group.add_argument(
-        "--account", type=slurm_name, metavar="NAME", help="account (default: the cluster's)"
     )
 
 
@@ -171,15 +155,23 @@ def _read_call(options: argparse.Namespace) -> argparse.Namespace:
     call = read_options([*map(str, folders), "participant", *options.passed])
     if call.work_dir is not None:
         found = "--work-dir: each task makes one on its own node, below SLURM_TMPDIR or TMPDIR"
-        raise _misfit(found)
+        raise misfit("slurm participant", found)
     if call.dry_run:
-        raise _misfit("--dry-run: jobs that do nothing would pass for done")
+        raise misfit("slurm participant", "--dry-run: jobs that do nothing would pass for done")
     if options.participants is not None and call.participant_label is not None:
-        raise _misfit("--participant-label and --participants, which both say who it is")
+        raise misfit(
+            "slurm participant", "--participant-label and --participants, which both say who it is"
+        )
     if options.after is not None and options.participants is None:
-        raise _misfit("--after without --participants: who is whose task, only a list can tell")
+        raise misfit(
+            "slurm participant",
+            "--after without --participants: who is whose task, only a list can tell",
+        )
     if options.after is not None and (options.participants_per_task or 1) > 1:
-        raise _misfit("--after with several participants in a task, where each waits for one task")
+        raise misfit(
+            "slurm participant",
+            "--after with several participants in a task, where each waits for one task",
+        )
     return call
 
 
@@ -259,42 +251,20 @@ def _make_cohort(
     cpus = options.cpus or (8 if options.gpu else 4)
     dataset, output = options.bids_dir.absolute(), options.output_dir.absolute()
     config, model = place_settings(jobs), Path(settings.model)
-    read = [dataset, config, *([model] if model.is_absolute() else [])]
-    embed = [str(dataset), str(output), "participant", f"--config={config}", *flags]
+    read = [config, *([model] if model.is_absolute() else [])]
+    embed = [str(dataset), str(output), "participant", *flags]
     tabulate = [str(dataset), str(output), "group", f"--model={model.name}", *flags]
+    gpu, image = options.gpu, options.image
+    command, _ = make_command(image, embed, gpu=gpu, read=read)
     return Cohort(
         output=output,
         tasks=tuple(labels[first : first + size] for first in range(0, len(labels), size)),
         settings=write_settings(settings),
-        command=_enter(options, embed, read, output),
-        group_command=_enter(options, tabulate, [dataset], output),
+        command=[*command, f"--config={config}"],
+        group_command=make_command(image, tabulate, gpu=gpu)[0],
         mem=options.mem or f"{2 * cpus}G",
         cpus=cpus,
         **{name: getattr(options, name) for name in _REQUESTS},
-    )
-
-
-def _enter(
-    options: argparse.Namespace, words: Sequence[str], read: Sequence[Path], output: Path
-) -> list[str]:
-    """Return the command that calls slimbrain, in the image if there is one."""
-    from slimbrain_app.cli.container import find_caches, list_linked
-    from slimbrain_app.cluster.containers import Container, enter
-
-    if options.image is None:
-        return ["slimbrain", *words]
-    container = Container(engine="apptainer", image=str(options.image.absolute()), gpu=options.gpu)
-    caches, variables = find_caches()
-    outside = list_linked(options.bids_dir)
-    return enter(container, words, [*read, *outside, *caches], [output], variables)
-
-
-def _misfit(found: str) -> CallRefused:
-    return CallRefused(
-        "usage",
-        expected="options that go together",
-        found=found,
-        advice="see slimbrain-tools slurm participant --help",
     )
 
 

@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -28,16 +28,14 @@ class Entry:
         The call's, by option.
     read, made : list of Path
         What it reads, and the folders that it writes, made before.
-    work : Path
-        The folder for whatever is temporary.
-    environment : dict of str to str
+    variables : dict of str to str
+        By which templates and packages are found.
     """
 
     words: list[list[str]]
     read: list[Path]
     made: list[Path]
-    work: Path
-    environment: dict[str, str]
+    variables: dict[str, str]
 
 
 def add_container(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -64,11 +62,12 @@ def add_container(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _enter(options: argparse.Namespace) -> None:
     from slimbrain_app.cli.app import read_options
+    from slimbrain_app.cluster.doctor import find_work
     from slimbrain_app.files import writing
 
     passed = options.call[1:] if options.call[:1] == ["--"] else options.call
     call = read_options(passed)
-    settings = _read_settings(call)
+    settings = read_configured(call)
     _check(call)
     container = Container(
         engine=options.engine,
@@ -76,9 +75,12 @@ def _enter(options: argparse.Namespace) -> None:
         gpu=_wants_gpu(call, settings),
     )
     entry = gather(call, passed, settings)
+    # A dry run writes nothing, nor are folders made for it.
+    work = find_work(None if call.dry_run else call.work_dir).resolve()
+    passed_on = {name: os.environ[name] for name in PASSED if name in os.environ}
+    variables = {"TMPDIR": str(work), **passed_on, **entry.variables}
     arguments = [word for words in entry.words for word in words]
-    written = [*entry.made, entry.work]
-    command = enter(container, arguments, entry.read, written, entry.environment)
+    command = enter(container, arguments, entry.read, [*entry.made, work], variables)
     if not options.at_once:
         print(_spell(command[: len(command) - len(arguments)], entry))
         return
@@ -107,32 +109,35 @@ def gather(call: argparse.Namespace, passed: Sequence[str], settings: Mapping[st
     settings : mapping
         The settings file's.
     """
-    from slimbrain_app.cli.parser import make_parser
-    from slimbrain_app.cluster.doctor import find_work
-
     words: list[list[str]] = []
     read, made = list(_list_named(settings)), list[Path]()
-    for action, values in make_parser().take_apart(normalise(passed)):
-        named = [_find_path(action, value) for value in values]
-        told = [str(path or value) for path, value in zip(named, values, strict=True)]
-        words.append(_write_option(action, told))
-        (made if action.dest in WRITTEN else read).extend(path for path in named if path)
+    for option, told, paths in rewrite(passed, Path.resolve):
+        words.append(told)
+        (made if option in WRITTEN else read).extend(paths)
     for dataset in _list_datasets(call):
-        read.extend(list_linked(dataset))
-    # A dry run writes nothing, nor are folders made for it.
-    work = find_work(None if call.dry_run else call.work_dir).resolve()
-    caches, variables = find_caches()
-    passed_on = {name: os.environ[name] for name in PASSED if name in os.environ}
+        read.extend(_list_linked(dataset))
+    caches, variables = _find_caches()
     return Entry(
         words=words,
         read=[*read, *caches],
         made=[path for path in made if path.exists() or not call.dry_run],
-        work=work,
-        environment={"TMPDIR": str(work), **passed_on, **variables},
+        variables=variables,
     )
 
 
-def list_linked(dataset: Path) -> list[Path]:
+def rewrite(
+    passed: Sequence[str], whole: Callable[[Path], Path]
+) -> Iterator[tuple[str, list[str], list[Path]]]:
+    """Yield of each option of a call its name, its words with whole paths, and these paths."""
+    from slimbrain_app.cli.parser import make_parser
+
+    for action, values in make_parser().take_apart(normalise(passed)):
+        named = [_find_path(action, value, whole) for value in values]
+        told = [str(path or value) for path, value in zip(named, values, strict=True)]
+        yield action.dest, _write_option(action, told), [path for path in named if path]
+
+
+def _list_linked(dataset: Path) -> list[Path]:
     """Return the folders that a dataset links to, but those that would lie on an image's own."""
     from slimbrain_app.bids.derivatives import find_linked
 
@@ -140,7 +145,7 @@ def list_linked(dataset: Path) -> list[Path]:
     return [folder for folder in linked if not hides_image(folder)]
 
 
-def find_caches() -> tuple[list[Path], dict[str, str]]:
+def _find_caches() -> tuple[list[Path], dict[str, str]]:
     """Return the folders of templates and packages, and the variables that lead to them."""
     from slimbrain_app.bids.spaces import find_templates
     from slimbrain_app.files import cached_packages
@@ -154,13 +159,14 @@ def find_caches() -> tuple[list[Path], dict[str, str]]:
     return [folder for folder in (templates, packages) if folder.is_dir()], variables
 
 
-def _find_path(action: argparse.Action, value: str) -> Path | None:
-    """Return the path that a value names, whole and without links, if it names one."""
+def _find_path(action: argparse.Action, value: str, whole: Callable[[Path], Path]) -> Path | None:
+    """Return the path that a value names, whole, if it names one."""
     there = os.access(value, os.F_OK)
     if action.type is not Path:
         # A model may be a name or a folder.
-        return Path(value).resolve() if action.type is None and "/" in value and there else None
-    if not there and action.dest not in WRITTEN:
+        return whole(Path(value)) if action.type is None and "/" in value and there else None
+    # Datasets are checked apart: those of a job may still be made.
+    if not there and action.dest not in (*WRITTEN, "bids_dir", "dataset"):
         raise CallRefused(
             "usage",
             file=value,
@@ -168,7 +174,7 @@ def _find_path(action: argparse.Action, value: str) -> Path | None:
             found="nothing of that name",
             advice="check the path",
         )
-    return Path(value).resolve()
+    return whole(Path(value))
 
 
 def _write_option(action: argparse.Action, values: list[str]) -> list[str]:
@@ -178,7 +184,8 @@ def _write_option(action: argparse.Action, values: list[str]) -> list[str]:
     return [f"{option}={values[0]}"] if action.nargs is None else [option, *values]
 
 
-def _read_settings(call: argparse.Namespace) -> dict[str, Any]:
+def read_configured(call: argparse.Namespace) -> dict[str, Any]:
+    """Return what a call's settings file says."""
     from slimbrain_app.settings import read_table
 
     return read_table(call.config) if call.config else {}

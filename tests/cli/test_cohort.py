@@ -66,7 +66,7 @@ def test_options_after_the_dashes_hold_for_each_task(here):
     assert settings["seed"] == 3
     assert settings["model"] == f"{here}/mine"
     command = read_array(here / "jobs/participants.slurm", "command")
-    assert command[-2:] == ["-v", "-v"]
+    assert command[-3:-1] == ["--verbose", "--verbose"]
     assert "--model=mine" in read_array(here / "jobs/group.slurm", "command")
 
 
