@@ -30,8 +30,8 @@ TUNING = """
 windows = 1
 [tune]
 encoder = "lora"
-validation = 0.34
-test = 0.34
+validation = 0.25
+test = 0.25
 passes = 2
 people = 2
 windows = 1
@@ -58,11 +58,11 @@ class Command:
 EMBED = Command(("participant", "--windows", "2", *COMPUTING))
 TABULATE = Command(("group",), after=EMBED)
 PRETRAIN = Command(("group", "--action", "pretrain", *COMPUTING), PRETRAINING)
-EMBED_MORE = Command(("participant", "--windows", "1", "--save-prepared", *COMPUTING), people=6)
+EMBED_MORE = Command(("participant", "--windows", "1", "--save-prepared", *COMPUTING), people=8)
 FINETUNE = Command(
     ("group", "--action", "finetune", "--outcome", "age", "--package-name", "tuned", *COMPUTING),
     TUNING,
-    people=6,
+    people=8,
     after=EMBED_MORE,
 )
 

@@ -65,7 +65,7 @@ def fill_training(case: Case) -> Expected:
     return fill(case, case.output, 2 * sum(file.stat().st_size for file in case.clean.rglob("*")))
 
 
-@kind("tuning-killed", 6, FINETUNE)
+@kind("tuning-killed", 4, FINETUNE)
 def kill_tuning(case: Case) -> Expected:
     """A fine-tuning of the encoder is killed or stopped."""
     return kill_training(case)

@@ -22,13 +22,13 @@ CALL_LENGTHS, SIGNAL_LENGTHS = 15.0, 1.5
 
 @dataclass(slots=True, kw_only=True)
 class Stage:
-    """Cohorts, and what each command leaves of them, in how many seconds and lines."""
+    """Cohorts, and what each command leaves of them and takes: time, lines, address space."""
 
     folder: Path
     clean: dict[Command, Path] = field(default_factory=dict)
     seconds: dict[Command, float] = field(default_factory=dict)
     lines: dict[Command, int] = field(default_factory=dict)
-    memory_kib: int = 0
+    memory_kib: dict[Command, int] = field(default_factory=dict)
 
     @property
     def replaced(self) -> Path:
@@ -76,7 +76,7 @@ class Stage:
             simulate_dataset(self.find_dataset(command), settings)
         case = self.begin(self.folder / f"clean-{len(self.clean)}", command)
         start = time.monotonic()
-        self.memory_kib = max(self.memory_kib, call_cleanly(case))
+        self.memory_kib[command] = call_cleanly(case)
         self.clean[command], self.seconds[command] = case.output, time.monotonic() - start
         self.lines[command] = count_in(case.calls[0].errors)
 

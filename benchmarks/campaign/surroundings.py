@@ -181,7 +181,7 @@ def remove_work(case: Case) -> Expected:
 @kind("little-memory", 6, processes=(1, 1, 2))
 def limit_memory(case: Case) -> Expected:
     """The call may have so much memory, and no more."""
-    share = case.draw.uniform(0.2, 1.0)
-    case.prefix = ("prlimit", f"--as={int(share * case.stage.memory_kib * 1024)}")
+    enough = 1.25 * 1024 * case.stage.memory_kib[case.command]
+    case.prefix = ("prlimit", f"--as={int(case.draw.uniform(0.2, 1.0) * enough)}")
     case.undo.callback(setattr, case, "prefix", ())
     return expect("done", "out-of-memory", "internal")
