@@ -10,11 +10,12 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from slimbrain_app.errors import CallRefused, RunRefused
+from slimbrain_app.locks import held
 
 TEMPORARY = ".slimbrain-"
 
@@ -24,6 +25,8 @@ _DENIED = (
     # A file stands where a folder is needed, or the other way round.
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
 )
+# Of Lustre mounted without them, of NFS without its lock daemon, of what stands on FUSE.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def check_empty(folder: Path) -> None:
@@ -140,36 +143,47 @@ def sha256_of(path: Path) -> str:
 def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the kernel's lock on ``path`` while the block runs; it dies with the process.
 
+    Where the file system has no locks, `slimbrain_app.locks.held` stands for them.
+
     Raises
     ------
     RunRefused
         ``locked`` if another process holds it, and it isn't to be waited for.
     CallRefused
-        ``not-writable``, also where there are no locks; ``disk-full``.
+        ``not-writable`` or ``disk-full``.
     """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a")
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise RunRefused(
-                "locked",
-                file=what,
-                expected="to be the only process at work on it",
-                found="another one",
-                advice="wait for it, then start again",
-            ) from error
-        except OSError as error:
-            raise CallRefused(
-                "not-writable",
-                file=path,
-                expected="a file system with locks",
-                found=error.strerror or str(error),
-                advice="name an output folder on another one, or mount this one with locks",
-            ) from error
+    with ExitStack() as stack:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(path.open("a"))
+            if not _lock(stream, path, what, wait=wait):
+                stack.enter_context(held(path, what, wait=wait))
         yield
+
+
+def _lock(stream: TextIO, path: Path, what: str, *, wait: bool) -> bool:
+    """Take the kernel's lock, and return whether there is such a thing."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        raise RunRefused(
+            "locked",
+            file=what,
+            expected="to be the only process at work on it",
+            found="another one",
+            advice="wait for it, then start again",
+        ) from error
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise CallRefused(
+            "not-writable",
+            file=path,
+            expected="to lock it",
+            found=error.strerror or str(error),
+            advice="name an output folder on another file system",
+        ) from error
+    return True
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:

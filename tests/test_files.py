@@ -380,9 +380,11 @@ def test_lock_that_is_waited_for_comes_when_its_holder_ends(tmp_path: Path) -> N
             assert holder.wait(timeout=10) != 0
 
 
-def test_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch) -> None:
+def test_lock_that_fails_for_another_reason_than_that_there_is_none_is_refused(
+    tmp_path: Path, monkeypatch
+) -> None:
     def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(CallRefused) as refused, lock(tmp_path / "sub-01.lock", "sub-01"):
