@@ -7,6 +7,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,7 @@ def _list_apart(
     ]
 
 
+@cache  # With what it has compiled, which takes longer than to fill it in.
 def make_environment() -> Environment:
     """Return what renders the templates of this room: all is escaped, and no path is told."""
     from jinja2 import Environment, PackageLoader, StrictUndefined

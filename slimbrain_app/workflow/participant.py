@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from slimbrain_app.bids.status import (
     remove_status,
 )
 from slimbrain_app.errors import RunRefused
-from slimbrain_app.files import lock, remove_leftovers, write_text
+from slimbrain_app.files import TEMPORARY, lock, remove_leftovers, write_text
 from slimbrain_app.records import Refusal, RunStatus
 from slimbrain_app.report.methods import describe_methods
-from slimbrain_app.workflow.plan import Participant, Plan
+from slimbrain_app.workflow.plan import Participant, Plan, review
 from slimbrain_app.workflow.reporting import report_participant
 from slimbrain_app.workflow.resources import Limits, find_limits
 from slimbrain_app.workflow.running import open_logs, refuse_lost, run_graph, work_folder
@@ -31,6 +31,15 @@ Watch = Callable[[str, str], None]
 
 # Nipype's book-keeping grows with the square of the nodes, and prepared runs fill the work folder.
 PARTICIPANTS_PER_PROCESS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """Labels of participants worked on, of those that others hold, and the latters' runs."""
+
+    worked: set[str] = field(default_factory=set)
+    held: set[str] = field(default_factory=set)
+    locked: list[RunStatus] = field(default_factory=list)
 
 
 def carry_out(
@@ -46,43 +55,40 @@ def carry_out(
         The command line, for the log and the report.
     """
     open_output(plan.output, plan.dataset)
-    with ExitStack() as stack:
-        free: list[Participant] = []
-        locked: list[RunStatus] = []
-        for participant in plan.participants:
-            if refusal := _take(participant, plan.output, stack):
-                locked += _list_locked(participant, refusal)
-            else:
-                free.append(participant)
-        untold = [p for p in free if not _is_told(p, plan)]
-        if untold:
-            _work_on(untold, plan, work_dir, command, watch)
-        if not plan.provenance.settings.select.participants:
-            join_status(plan.output)
-    worked = {participant.label for participant in untold}
-    told = [status for p in free for status in _tell(p, plan.output, worked=p.label in worked)]
-    return (*told, *locked)
+    untold = [participant for participant in plan.participants if not _is_told(participant, plan)]
+    outcome = _work_on(untold, plan, work_dir, command, watch) if untold else _Outcome()
+    if not plan.provenance.settings.select.participants:
+        join_status(plan.output)
+    free = (p for p in plan.participants if p.label not in outcome.held)
+    told = (
+        status
+        for person in free
+        for status in _tell(person, plan.output, worked=person.label in outcome.worked)
+    )
+    return (*told, *outcome.locked)
 
 
 def _take(participant: Participant, output: Path, stack: ExitStack) -> RunRefused | None:
-    """Lock a participant until the stack closes, clearing up before and after; or say why not."""
+    """Lock a participant until the stack closes, or say why not."""
     name = f"sub-{participant.label}"
     try:
         stack.enter_context(lock(output / "logs" / f"{name}.lock", name))
     except RunRefused as error:
         return error
-    _clear_up(participant, output)
-    stack.callback(_clear_up, participant, output)
     return None
 
 
-def _clear_up(participant: Participant, output: Path) -> None:
-    """Remove half-written files of this participant; those of others may be in the making."""
-    label = participant.label
-    remove_leftovers(output, f"sub-{label}.html")
-    remove_leftovers(output / "logs", f"sub-{label}_status.json")
-    for folder in (output / f"sub-{label}").glob("**/"):
-        remove_leftovers(folder)
+def _clear_up(participants: Sequence[Participant], output: Path) -> None:
+    """Remove half-written files of these participants; those of others may be in the making."""
+    for folder, ending in ((output, ".html"), (output / "logs", "_status.json")):
+        names = tuple(f"-sub-{participant.label}{ending}" for participant in participants)
+        # Listed once for all: these folders grow with the cohort.
+        for leftover in list(folder.glob(f"{TEMPORARY}*")):
+            if leftover.name.endswith(names):
+                remove_leftovers(folder, leftover.name.removeprefix(TEMPORARY))
+    for participant in participants:
+        for folder in (output / f"sub-{participant.label}").glob("**/"):
+            remove_leftovers(folder)
 
 
 def _list_locked(participant: Participant, error: RunRefused) -> Iterator[RunStatus]:
@@ -120,10 +126,8 @@ def _work_on(
     work_dir: Path | None,
     command: Sequence[str],
     watch: Watch,
-) -> None:
-    limits = find_limits(plan.provenance.settings.compute)
-    for participant in participants:
-        remove_status(plan.output, participant.label)
+) -> _Outcome:
+    limits, outcome = find_limits(plan.provenance.settings.compute), _Outcome()
     with (
         open_logs(plan.output, plan.provenance.settings, command) as logs,
         work_folder(work_dir, logs) as work,
@@ -131,10 +135,33 @@ def _work_on(
         call = _make_call(plan, limits, command, logs, work)
         at_once = PARTICIPANTS_PER_PROCESS * limits.processes
         for first in range(0, len(participants), at_once):
-            batch = participants[first : first + at_once]
-            lost = _run_graph(batch, call, limits, watch)
-            for participant in batch:
-                _settle(participant, call, lost)
+            # Locks are open files, of which a process may often have 1024 only: a batch's at most.
+            with ExitStack() as stack:
+                batch = _take_batch(participants[first : first + at_once], plan, outcome, stack)
+                lost = _run_graph(batch, call, limits, watch) if batch else {}
+                for participant in batch:
+                    _settle(participant, call, lost)
+    return outcome
+
+
+def _take_batch(
+    participants: Sequence[Participant], plan: Plan, outcome: _Outcome, stack: ExitStack
+) -> list[Participant]:
+    """Lock participants until the stack closes; return those with something still to be done."""
+    taken = []
+    for planned in participants:
+        if refusal := _take(planned, plan.output, stack):
+            outcome.held.add(planned.label)
+            outcome.locked.extend(_list_locked(planned, refusal))
+            continue
+        participant = review(planned, plan)
+        if not _is_told(participant, plan):
+            outcome.worked.add(participant.label)
+            remove_status(plan.output, participant.label)
+            taken.append(participant)
+    _clear_up(taken, plan.output)
+    stack.callback(_clear_up, taken, plan.output)
+    return taken
 
 
 def _make_call(

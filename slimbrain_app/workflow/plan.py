@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -82,6 +82,16 @@ def make_plan(dataset: Path, output: Path, settings: ParticipantSettings) -> Pla
         package=package,
         device=_choose_device(settings.compute.device),
         provenance=provenance,
+    )
+
+
+def review(participant: Participant, plan: Plan) -> Participant:
+    """Return what is still to be done: another call may have worked since the plan was made."""
+    done = tuple(run for run in participant.todo if _is_done(plan.output, run, plan.provenance))
+    return replace(
+        participant,
+        todo=tuple(run for run in participant.todo if run not in done),
+        current=(*participant.current, *done),
     )
 
 
