@@ -220,7 +220,7 @@ def slurm(here, monkeypatch):
     """Jobs of two tasks that were submitted, and an empty queue."""
     commands = here / "bin"
     commands.mkdir()
-    for name, text in {"squeue": "", "sbatch": "echo 5\n", "scancel": ""}.items():
+    for name, text in {"squeue": "", "scontrol": "", "sbatch": "echo 5\n", "scancel": ""}.items():
         (commands / name).write_text(f'#!/bin/bash\necho "{name} $@" >> {here}/calls\n{text}')
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")

@@ -61,6 +61,7 @@ number=$(wc -l < "$HOME/submitted")
 [[ " $* " == *" --parsable "* ]] && echo "$number" || echo "Submitted batch job $number"
 """,
     "squeue": "#!/bin/bash\n",
+    "scontrol": "#!/bin/bash\n",
 }
 # Runs one block after another in one namespace; warnings that are not for users are errors.
 INTERPRETER = """
