@@ -9,7 +9,7 @@ from campaign.calls import EMBED, FINETUNE, PRETRAIN, TABULATE
 from campaign.case import Case, copy_tree
 from campaign.kinds import Expected, expect, kind
 from campaign.processes import STOPPING, send, stop
-from campaign.surroundings import call_at_once, damage_one, fill, list_products
+from campaign.surroundings import call_at_once, damage_one, fill_output, list_products
 
 
 @kind("tables-killed", 6, TABULATE)
@@ -62,7 +62,7 @@ def kill_training(case: Case) -> Expected:
 def fill_training(case: Case) -> Expected:
     """The disk is full while a training writes."""
     case.altered = True
-    return fill(case, case.output, 2 * sum(file.stat().st_size for file in case.clean.rglob("*")))
+    return fill_output(case)
 
 
 @kind("tuning-killed", 4, FINETUNE)
