@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 Entities = tuple[tuple[str, str], ...]
 
@@ -59,8 +60,8 @@ def parse_name(name: str) -> Name | None:
     if whole is None:
         return None
     parts = whole["stem"].split("_")
-    pairs = [_ENTITY.fullmatch(part) for part in parts]
-    entities = {pair[1]: pair[2] for pair in pairs if pair}
+    pairs = [_parse_entity(part) for part in parts]
+    entities = dict(pair for pair in pairs if pair)
     words = [part for part, pair in zip(parts, pairs, strict=True) if pair is None]
     twice = len(entities) + len(words) < len(parts)
     if twice or not all(_WORD.fullmatch(word) for word in words):
@@ -98,6 +99,12 @@ def entity_keys() -> Mapping[str, str]:
             if key := _PYBIDS_KEY.search(entity.pattern):
                 names[entity.name] = key[1]
     return names | {key: key for key in names.values()}
+
+
+@lru_cache(maxsize=4096)  # All files of a run, and of people, share most of theirs.
+def _parse_entity(part: str) -> tuple[str, str] | None:
+    pair = _ENTITY.fullmatch(part)
+    return (pair[1], pair[2]) if pair else None
 
 
 def _translate_old(entities: dict[str, str], words: list[str], extension: str) -> Name | None:

@@ -18,8 +18,13 @@ VOLUMES = (".nii", ".nii.gz")
 class File:
     """A file of a participant, known by name only."""
 
-    path: Path
+    place: str
     name: Name
+
+    @property
+    def path(self) -> Path:
+        # Made when asked for: of most files nothing but the name is ever looked at.
+        return Path(self.place)
 
     @property
     def is_volume(self) -> bool:
@@ -56,7 +61,7 @@ class Participant:
     def list_files(self, kind: str, session: str | None) -> tuple[File, ...]:
         """List ``func`` or ``anat``; nothing where there is no such folder."""
         above = self.folder if session is None else self.folder / f"ses-{session}"
-        return tuple(sorted(_list_folder(above / kind), key=lambda file: file.path.name))
+        return tuple(sorted(_list_folder(above / kind), key=lambda file: file.place))
 
     def find_anatomical(
         self, fits: Callable[[Name], bool], session: str | None
@@ -89,4 +94,4 @@ def _list_folder(folder: Path) -> Iterator[File]:
         for entry in entries:
             name = parse_name(entry.name)
             if name is not None:
-                yield File(folder / entry.name, name)
+                yield File(entry.path, name)
