@@ -152,10 +152,9 @@ def test_a_word_with_a_nul_is_refused(odd, capsys):
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="needs root")
-@pytest.mark.parametrize("mode", [0o744, 0o711])
-def test_folders_that_another_user_may_only_list_or_only_enter_are_findings(simulated, odd, mode):
+def test_folders_that_may_be_listed_but_not_entered_are_findings(simulated, odd):
     source = shutil.copytree(simulated, odd / "in")
-    source.chmod(mode)
+    source.chmod(0o744)
     for above in (odd, *list(odd.parents)[:-1]):
         if above.stat().st_uid == 0:
             above.chmod(above.stat().st_mode | 0o111)
