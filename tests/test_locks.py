@@ -304,6 +304,36 @@ def test_a_forked_child_gives_nothing_back(tmp_path):
         process.kill()
 
 
+@pytest.mark.slow
+def test_two_calls_on_one_output_write_what_one_writes_where_there_are_locks(simulated, tmp_path):
+    called = [embed(simulated, tmp_path / "out", WITHOUT_LOCKS) for _ in range(2)]
+    codes = sorted(process.wait(timeout=300) for process in called)
+    assert codes in ([0, 0], [0, 75])
+    assert embed(simulated, tmp_path / "with").wait(timeout=300) == 0
+    assert list_held(tmp_path / "out/logs") == []
+    assert read_lasting(tmp_path / "out") == read_lasting(tmp_path / "with")
+
+
+def embed(dataset: Path, output: Path, *before: Path) -> subprocess.Popen[bytes]:
+    words = ["participant", "--nprocs", "1", "--device", "cpu", "--windows", "1"]
+    return subprocess.Popen(
+        [Path(sys.executable).with_name("slimbrain"), dataset, output, *words],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, before))},
+    )
+
+
+def read_lasting(output: Path) -> dict[str, bytes]:
+    """Return all files but logs of calls; of those that tell times, only that they are there."""
+    files = [path for path in output.rglob("*") if path.is_file()]
+    timed = (".json", ".html")
+    return {
+        str(path.relative_to(output)): b"" if path.suffix in timed else path.read_bytes()
+        for path in files
+        if path.parent.parent.name != "logs"
+    }
+
+
 def test_a_file_in_the_way_is_not_writable(tmp_path):
     (tmp_path / "held").touch()
     with pytest.raises(CallRefused) as refused, lock(tmp_path / "sub-01.lock", "sub-01"):

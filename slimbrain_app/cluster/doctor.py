@@ -36,6 +36,7 @@ from slimbrain_app.device import (
 )
 from slimbrain_app.errors import CallRefused, Exit, RunRefused, SlimBrainError, count
 from slimbrain_app.files import TEMPORARY, lock, sha256_of, whole_file, writing
+from slimbrain_app.locks import HELD, SILENCE_SECONDS
 from slimbrain_app.records import Run, decide_exit
 from slimbrain_app.settings import Prepare, Select
 
@@ -178,16 +179,23 @@ def check_writing(folder: Path) -> Finding:
 
 
 def check_locks(folder: Path) -> Finding:
-    """See whether the kernel's lock on a file keeps others off."""
+    """See whether a lock keeps others off, and whether it is the kernel's."""
     elsewhere = "put OUTPUT_DIR on another file system"
     with _probe(folder) as probe, lock(probe / "lock", "lock"):
-        held = _is_locked(probe / "lock")
+        held, is_kernels = _is_locked(probe / "lock"), not (probe / HELD).exists()
     if not held:
         return Finding("fails", "a lock keeps nobody off", elsewhere, Exit.CANNOT_WRITE)
     local = find_mount(folder).options & LOCAL_LOCKS
     if local:
         found = f"they hold on this node only (mount option {', '.join(sorted(local))})"
         return Finding("mind", found, "never start two jobs on the same participant")
+    if not is_kernels:
+        silence = SILENCE_SECONDS / 60
+        found = (
+            "the file system has none; a folder with a heart-beat keeps others off, "
+            f"up to {silence:.0f} min longer than its process lives"
+        )
+        return Finding("mind", found, "mount it in the same way on all nodes, best with locks")
     return Finding("well", "a lock keeps others off")
 
 

@@ -27,6 +27,8 @@ VARYING = {
     r"\([0-9a-f]{12}\b": "(CHECKSUM",
     r"owner \d+:\d+": "owner OWNER",
     r"torch \S+ for (CPUs|CUDA [\d.]+)": "TORCH",
+    r"process \d+ on \S+, last heard of \d+ s ago": "HOLDER",
+    r"from \d\d:\d\d:\d\d on": "from TIME on",
 }
 # Reasons that the page leaves to the reference, and where they are met.
 ELSEWHERE = {

@@ -79,6 +79,12 @@ def hold_the_lock(place):
         return place.embed()
 
 
+@provokes("locked 2")
+def hold_the_lock_where_there_are_none(place):
+    place.patch.setattr(files.fcntl, "flock", raise_as(OSError(errno.ENOSYS, "no such function")))
+    return hold_the_lock(place)
+
+
 @provokes("still-written")
 def call_while_the_file_grows(place):
     cut_short(place.bold, place.bold.stat().st_size // 2)
