@@ -121,7 +121,7 @@ def multiply(source: Path, target: Path, labels: list[str]) -> None:
 
 def list_files(folder: Path) -> Iterator[tuple[Path, str]]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.suffix != ".lock":  # By hard links, one would lock all.
             yield path, path.relative_to(folder).as_posix()
 
 

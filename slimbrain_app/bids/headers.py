@@ -24,6 +24,7 @@ SHIFT = 0.1
 
 _SIZES = {348: b"n+1", 540: b"n+2"}
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
+_CORNERS = np.indices((2, 2, 2)).reshape(3, 8)
 _ANNEX_POINTER = b"/annex/objects/"
 
 
@@ -106,8 +107,7 @@ def shift_between(
     one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]
 ) -> float:
     """Return how far (mm) the corners of a grid lie apart under two affines."""
-    ends = [(0, length - 1) for length in (*shape, 1, 1)[:3]]
-    corners = np.array(np.meshgrid(*ends)).reshape(3, -1)
+    corners = _CORNERS * (np.array((*shape, 1, 1)[:3]) - 1)[:, None]
     apart = (one - other)[:3, :3] @ corners + (one - other)[:3, 3:]
     return float(np.sqrt((apart**2).sum(axis=0)).max())
 
@@ -159,11 +159,12 @@ def _read_start(path: Path, shown: object) -> bytes:
     with reading(path, shown):
         with path.open("rb") as plain:
             start = plain.read(max(_SIZES))
-        if start.startswith(_ANNEX_POINTER):
-            raise _missing(shown, "a git-annex pointer in the content's place")
-        if start and path.suffix == ".gz":
-            with gzip.open(path) as stream:
-                start = stream.read(max(_SIZES))
+            if start.startswith(_ANNEX_POINTER):
+                raise _missing(shown, "a git-annex pointer in the content's place")
+            if start and path.suffix == ".gz":
+                plain.seek(0)
+                with gzip.GzipFile(fileobj=plain) as stream:
+                    start = stream.read(max(_SIZES))
     if not start:
         raise _unreadable(shown, "no bytes")
     return start

@@ -155,9 +155,8 @@ def choose_grid(files: Iterable[File], participant: Participant) -> tuple[File, 
 
 def lies_on_model_grid(affine: NDArray[np.float64]) -> bool:
     """Whether voxels fall on voxels of the model grid, flips and permutations included."""
-    to_model = np.diag([MODEL.voxel_size] * 3 + [1.0])
-    to_model[:3, 3] = MODEL.origin
-    steps = np.linalg.solve(to_model, affine)[:3]
+    steps = affine[:3] / MODEL.voxel_size
+    steps[:, 3] -= np.divide(MODEL.origin, MODEL.voxel_size)
     whole = np.abs(steps - np.round(steps)).max() < 1e-3
     return bool(whole and (np.abs(np.round(steps[:, :3])).sum(axis=0) == 1).all())
 
