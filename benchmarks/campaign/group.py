@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Sequence
 
 from campaign.calls import EMBED, FINETUNE, PRETRAIN, TABULATE
 from campaign.case import Case, copy_tree
@@ -15,10 +16,6 @@ from campaign.surroundings import call_at_once, damage_one, fill_output, list_pr
 @kind("tables-killed", 6, TABULATE)
 def kill_tables(case: Case) -> Expected:
     """``group`` is killed or stopped."""
-    return kill(case)
-
-
-def kill(case: Case) -> Expected:
     return stop(case, send, (signal.SIGKILL, *STOPPING))
 
 
@@ -52,8 +49,12 @@ def fill_tables(case: Case) -> Expected:
 @kind("training-killed", 6, PRETRAIN)
 def kill_training(case: Case) -> Expected:
     """A training is killed or stopped."""
+    return end_training(case, (signal.SIGKILL, *STOPPING))
+
+
+def end_training(case: Case, numbers: Sequence[signal.Signals]) -> Expected:
     case.altered = True  # Until its end there are a checkpoint and a table without all columns.
-    expected = kill(case)
+    expected = stop(case, send, numbers)
     # In its last step there is nothing left to stop.
     return Expected(expected.reasons | {"done"}, expected.exits | {0})
 
@@ -68,4 +69,4 @@ def fill_training(case: Case) -> Expected:
 @kind("tuning-killed", 4, FINETUNE)
 def kill_tuning(case: Case) -> Expected:
     """A fine-tuning of the encoder is killed or stopped."""
-    return kill_training(case)
+    return end_training(case, (signal.SIGKILL, signal.SIGTERM))
