@@ -156,15 +156,14 @@ def reading(path: Path, shown: object) -> Iterator[None]:
 
 
 def _read_start(path: Path, shown: object) -> bytes:
-    with reading(path, shown):
-        with path.open("rb") as plain:
-            start = plain.read(max(_SIZES))
-            if start.startswith(_ANNEX_POINTER):
-                raise _missing(shown, "a git-annex pointer in the content's place")
-            if start and path.suffix == ".gz":
-                plain.seek(0)
-                with gzip.GzipFile(fileobj=plain) as stream:
-                    start = stream.read(max(_SIZES))
+    with reading(path, shown), path.open("rb") as plain:
+        start = plain.read(max(_SIZES))
+        if start.startswith(_ANNEX_POINTER):
+            raise _missing(shown, "a git-annex pointer in the content's place")
+        if start and path.suffix == ".gz":
+            plain.seek(0)
+            with gzip.GzipFile(fileobj=plain) as stream:
+                start = stream.read(max(_SIZES))
     if not start:
         raise _unreadable(shown, "no bytes")
     return start
