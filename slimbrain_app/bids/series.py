@@ -63,7 +63,8 @@ def require_every_volume(
                 file=participant.show(bold.path),
                 expected=f"all {rows} volumes of the run, equally spaced",
                 found=f"{header.shape[3]} volumes: censored ones were cut out",
-                advice="start from fMRIPrep's own output, or run xcp_d with --output-type interpolated",
+                advice="start from fMRIPrep's own output, or run xcp_d with "
+                "--output-type interpolated",
             )
     message = "the series was denoised by xcp_d; the model expects minimal preprocessing"
     return (Notice(code="denoised-source", message=message, file=participant.show(bold.path)),)
