@@ -1,6 +1,6 @@
 """Every Python process that has this folder on PYTHONPATH sees a file system without locks.
 
-    PYTHONPATH=tests/nolocks slimbrain ...
+PYTHONPATH=tests/nolocks slimbrain ...
 """
 
 import errno
