@@ -152,12 +152,12 @@ class PersonPredictions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Trace:
-    """A run before its outputs are read: how it ended, its sidecar, or both."""
+    """A run before its outputs are read: how it ended, its sidecar below the output, or both."""
 
     participant: str
     run: str
     name: Name
-    sidecar: Path | None
+    sidecar: str | None
     refusal: Refusal | None
 
 
@@ -271,20 +271,24 @@ def _trace_runs(output: Path, label: str) -> Iterator[_Trace]:
         yield trace(run=run, name=name, sidecar=path, refusal=refusals.get(run))
 
 
-def _list_sidecars(output: Path, label: str) -> Iterator[tuple[str, Name, Path]]:
-    """Yield runs, their names taken apart, and the sidecars by which they count as done."""
-    folder = output / f"sub-{label}"
-    sessions = [name for name in _list_names(folder) if name.startswith("ses-")]
-    for func in (folder / "func", *(folder / session / "func" for session in sessions)):
-        for file in _list_names(func):
-            name = parse_name(file) if file.endswith("_embeddings.json") else None
-            if name and name.get("stat") == "mean":
+def _list_sidecars(output: Path, label: str) -> Iterator[tuple[str, Name, str]]:
+    """Yield runs, their names taken apart, and the sidecars by which they count as done.
+
+    Paths are text here: of tens of thousands they would take most of the time.
+    """
+    own = f"sub-{label}"
+    sessions = [name for name in _list_names(f"{output}/{own}") if name.startswith("ses-")]
+    for func in (f"{own}/func", *(f"{own}/{session}/func" for session in sessions)):
+        for file in _list_names(f"{output}/{func}"):
+            told = "_stat-mean_" in file and file.endswith("_embeddings.json")
+            name = parse_name(file) if told else None
+            if name:
                 entities = name.without((*VARIANT, "stat"))
                 run = "_".join(f"{key}-{value}" for key, value in entities)
-                yield run, Name(entities, "bold", ".nii.gz"), func / file
+                yield run, Name(entities, "bold", ".nii.gz"), f"{func}/{file}"
 
 
-def _list_names(folder: Path) -> list[str]:
+def _list_names(folder: str) -> list[str]:
     try:
         return os.listdir(folder)  # noqa: PTH208 - that makes a Path of each name
     except (FileNotFoundError, NotADirectoryError):
@@ -306,13 +310,12 @@ def _read_run(output: Path, trace: _Trace, makings: dict[tuple[str, str], Making
 
 
 def _read_outputs(
-    output: Path, sidecar: Path, makings: dict[tuple[str, str], Making]
+    output: Path, sidecar: str, makings: dict[tuple[str, str], Making]
 ) -> dict[str, Any]:
     """Return what a run's sidecar and the table of its embedding say, once they agree."""
-    table = sidecar.with_suffix(".tsv")
-    source = table.relative_to(output).as_posix()
+    source = f"{sidecar.removesuffix('.json')}.tsv"
     try:
-        told, content = sidecar.read_bytes(), table.read_bytes()
+        told, content = (Path(f"{output}/{name}").read_bytes() for name in (sidecar, source))
         facts = _read_as(_Sidecar, told)
         if hashlib.sha256(content).hexdigest() != facts.Outputs[source]:
             raise ValueError("a table that is not the one written with it")
@@ -322,8 +325,7 @@ def _read_outputs(
         if key not in makings:
             makings[key] = _read_making(told)
     except (OSError, ValueError, KeyError) as error:
-        place = sidecar.relative_to(output).as_posix()
-        raise _damaged(place, describe_fault(error)) from error
+        raise _damaged(sidecar, describe_fault(error)) from error
     return {
         "making": makings[key],
         "facts": {name: getattr(facts, name) for name in _FIGURES},

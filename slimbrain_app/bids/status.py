@@ -92,7 +92,7 @@ def join_status(output: Path) -> None:
 
 
 def _place(output: Path, participant: str) -> Path:
-    return output / "logs" / f"sub-{participant}_status.json"
+    return Path(f"{output}/logs/sub-{participant}_status.json")
 
 
 def _describe(status: RunStatus) -> dict[str, Any]:
