@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ Watch = Callable[[str, str], None]
 
 # Nipype's book-keeping grows with the square of the nodes, and prepared runs fill the work folder.
 PARTICIPANTS_PER_PROCESS = 8
+_OF_PERSON = re.compile(r"-sub-(?P<label>[^-_.]+)(\.html|_status\.json)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ def carry_out(
         The command line, for the log and the report.
     """
     open_output(plan.output, plan.dataset)
-    untold = [participant for participant in plan.participants if not _is_told(participant, plan)]
+    left = {label for label, _ in _list_leftovers(plan.participants, plan.output)}
+    untold = [p for p in plan.participants if p.label in left or not _is_told(p, plan)]
     outcome = _work_on(untold, plan, work_dir, command, watch) if untold else _Outcome()
     if not plan.provenance.settings.select.participants:
         join_status(plan.output)
@@ -80,15 +83,24 @@ def _take(participant: Participant, output: Path, stack: ExitStack) -> RunRefuse
 
 def _clear_up(participants: Sequence[Participant], output: Path) -> None:
     """Remove half-written files of these participants; those of others may be in the making."""
-    for folder, ending in ((output, ".html"), (output / "logs", "_status.json")):
-        names = tuple(f"-sub-{participant.label}{ending}" for participant in participants)
-        # Listed once for all: these folders grow with the cohort.
-        for leftover in list(folder.glob(f"{TEMPORARY}*")):
-            if leftover.name.endswith(names):
-                remove_leftovers(folder, leftover.name.removeprefix(TEMPORARY))
-    for participant in participants:
-        for folder in (output / f"sub-{participant.label}").glob("**/"):
-            remove_leftovers(folder)
+    for _, leftover in tuple(_list_leftovers(participants, output)):
+        remove_leftovers(leftover.parent, leftover.name.removeprefix(TEMPORARY))
+
+
+def _list_leftovers(
+    participants: Sequence[Participant], output: Path
+) -> Iterator[tuple[str, Path]]:
+    """Yield what killed calls have left half-written of participants, and whose it is."""
+    labels = {participant.label for participant in participants}
+    # Listed once for all: these folders grow with the cohort.
+    for folder in (output, output / "logs"):
+        for path in folder.glob(f"{TEMPORARY}*"):
+            named = _OF_PERSON.search(path.name)
+            if named and named["label"] in labels:
+                yield named["label"], path
+    for label in sorted(labels):
+        for path in (output / f"sub-{label}").glob(f"**/{TEMPORARY}*"):
+            yield label, path
 
 
 def _list_locked(participant: Participant, error: RunRefused) -> Iterator[RunStatus]:
@@ -153,15 +165,15 @@ def _take_batch(
         if refusal := _take(planned, plan.output, stack):
             outcome.held.add(planned.label)
             outcome.locked.extend(_list_locked(planned, refusal))
-            continue
-        participant = review(planned, plan)
-        if not _is_told(participant, plan):
-            outcome.worked.add(participant.label)
-            remove_status(plan.output, participant.label)
-            taken.append(participant)
+        else:
+            taken.append(review(planned, plan))
     _clear_up(taken, plan.output)
     stack.callback(_clear_up, taken, plan.output)
-    return taken
+    untold = [participant for participant in taken if not _is_told(participant, plan)]
+    for participant in untold:
+        outcome.worked.add(participant.label)
+        remove_status(plan.output, participant.label)
+    return untold
 
 
 def _make_call(

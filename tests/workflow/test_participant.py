@@ -9,6 +9,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from slimbrain_app.errors import Exit
 from slimbrain_app.files import lock
 from slimbrain_app.settings import Compute, ParticipantSettings, Rank
@@ -66,8 +68,11 @@ def test_what_another_call_did_since_the_plan_was_made_is_not_done_again(simulat
     assert {path: path.stat().st_mtime_ns for path in output.glob("sub-*/**/*.tsv")} == written
 
 
-def test_half_written_files_of_people_worked_on_are_gone_afterwards(simulated, tmp_path):
+@pytest.mark.parametrize("done", [False, True], ids=["to do", "done before"])
+def test_half_written_files_of_people_are_gone_afterwards(simulated, tmp_path, done):
     output = tmp_path / "out"
+    if done:
+        carry(plan(simulated, output))
     left = [
         output / ".slimbrain-0123456789ab-sub-01.html",
         output / "logs/.slimbrain-0123456789ab-sub-01_status.json",
