@@ -45,6 +45,7 @@ class Case:
     temporary: Path = field(init=False)
     processes: int = 1
     prefix: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
     altered: bool = False
     told: set[Path] = field(default_factory=set)
     calls: list[Call] = field(default_factory=list)
@@ -73,12 +74,13 @@ class Case:
             config = self.folder / "settings.toml"
             config.write_text(self.command.settings)
             words += ["--config", config]
+        own = {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
         with output.open("wb") as to, errors.open("wb") as to_errors:
             process = subprocess.Popen(
                 [str(word) for word in words],
                 stdout=to,
                 stderr=to_errors,
-                env={**os.environ, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"},
+                env={**os.environ, **own, **self.environment},
                 start_new_session=True,
             )
         self.calls.append(Call(process, output, errors))

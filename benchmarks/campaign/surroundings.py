@@ -17,6 +17,8 @@ from campaign.kinds import Expected, draw_evenly, expect, kind
 from campaign.stage import RUNS
 from slimbrain_app.files import TEMPORARY
 
+NO_LOCKS = Path(__file__).parents[2] / "tests/nolocks"
+
 
 @kind("output-read-only", 5, root=True)
 def forbid_output(case: Case) -> Expected:
@@ -94,6 +96,16 @@ def call_at_once(case: Case, number: int) -> Expected:
         case.start()
         time.sleep(case.draw.uniform(0, case.stage.seconds[EMBED] / number))
     return expect("done", "locked")
+
+
+@kind("no-locks", 8)
+def take_locks_away(case: Case) -> Expected:
+    """The file system has no locks: a call is killed, or starts beside another."""
+    case.environment["PYTHONPATH"] = str(NO_LOCKS)  # To the end: nor has it any later.
+    if case.draw.random() < 0.5:
+        return call_at_once(case, 2)
+    case.start_and_wait().process.kill()
+    return expect("killed", "done")
 
 
 @kind("clock-wrong", 8)
