@@ -43,7 +43,7 @@ def fuzz(request: pytest.FixtureRequest) -> Callable[..., None]:
             derandomize=True,
             database=None,
             phases=[Phase.generate],  # To shrink what fails would take minutes.
-            deadline=20_000,  # ms: nothing may hang.
+            deadline=60_000,  # ms: nothing may hang, however busy the machine.
             suppress_health_check=list(HealthCheck),
         )
         with warnings.catch_warnings():

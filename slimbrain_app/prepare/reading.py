@@ -294,7 +294,8 @@ def read_brain(path: Path, name: str) -> tuple[NDArray[np.bool_], Grid]:
         stored = next(iter(series.batches(0, [buffer])))
     # A whole number may come as near to zero as half a step.
     step = abs(header.slope) if header.dtype.kind in "iu" else 0.0
-    values = np.abs(stored * header.slope + header.inter)
+    with np.errstate(all="ignore"):  # What is not finite is judged as the series is prepared.
+        values = np.abs(stored * header.slope + header.inter)
     brain = np.asarray((values > step / 2).any(axis=0).T)
     share = brain.mean()
     if share > _MOST_BRAIN:
