@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from slimbrain_app.errors import CallRefused
-from slimbrain_app.files import parse_json
+from slimbrain_app.files import parse_json, remove_leftovers
 from slimbrain_app.model.packages import (
     CHECKSUMS,
     SEEN,
@@ -55,6 +55,8 @@ def find_finished(pretraining: Pretraining, recordings: Sequence[Recording]) -> 
             found="another one",
             advice="choose another --package-name, or remove the folder",
         )
+    # A call may have been stopped when all was done but the removal of its checkpoints.
+    remove_leftovers(folder)
     return load_package(folder)
 
 

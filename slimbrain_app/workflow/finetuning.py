@@ -19,7 +19,7 @@ from slimbrain_app.evaluation.outcomes import Outcome
 from slimbrain_app.evaluation.people import People
 from slimbrain_app.evaluation.split_file import TEST, Split
 from slimbrain_app.evaluation.tuning import Verdict, cut_parts, require_parts
-from slimbrain_app.files import lock, parse_json
+from slimbrain_app.files import lock, parse_json, remove_leftovers
 from slimbrain_app.model.package_heads import Heads
 from slimbrain_app.model.packages import (
     CARD,
@@ -164,6 +164,8 @@ def find_finished(folder: Path, origin: dict[str, object]) -> Package | None:
             found="another one",
             advice="choose another --package-name, or remove the folder",
         )
+    # A call may have been stopped when all was done but the removal of its checkpoints.
+    remove_leftovers(folder)
     return load_package(folder)
 
 
