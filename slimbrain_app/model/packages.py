@@ -39,6 +39,7 @@ from slimbrain_app.files import (
     TEMPORARY,
     cached_packages,
     parse_json,
+    remove_leftovers,
     sha256_of,
     whole_folder,
 )
@@ -176,6 +177,43 @@ def load_package(name_or_folder: str | Path, search: Sequence[Path] = ()) -> Pac
     load_readout(package)
     heads = load_heads(package)
     return replace(package, heads=heads.heads) if heads else package
+
+
+def find_made(folder: Path, record: str, origin: object, of: str) -> Package | None:
+    """Return a folder's package if an earlier call made it of just this; None if there is none.
+
+    For the holder of the folder's lock: what a stop has left of checkpoints goes.
+
+    Parameters
+    ----------
+    record : str
+        The package's file that tells what it was made of.
+    origin
+        What that must be.
+    of : str
+        What messages call that.
+
+    Raises
+    ------
+    CallRefused
+        ``usage`` if another package stands in its place.
+    """
+    if not (folder / CHECKSUMS).exists():
+        return None
+    try:
+        told = parse_json((folder / record).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        told = None
+    if told != origin:
+        raise CallRefused(
+            "usage",
+            file=folder,
+            expected=f"no package of this name, or one made of the same {of} with these settings",
+            found="another one",
+            advice="choose another --package-name, or remove the folder",
+        )
+    remove_leftovers(folder)
+    return load_package(folder)
 
 
 def load_encoder(package: Package, device: torch.device | str = "cpu") -> Encoder:

@@ -7,15 +7,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from slimbrain_app.errors import CallRefused
-from slimbrain_app.files import parse_json, remove_leftovers
 from slimbrain_app.model.packages import (
-    CHECKSUMS,
     SEEN,
     Config,
     Package,
     describe_seen,
-    load_package,
+    find_made,
     save_package,
 )
 from slimbrain_app.records import Recording
@@ -40,24 +37,10 @@ def find_finished(pretraining: Pretraining, recordings: Sequence[Recording]) -> 
     CallRefused
         ``usage`` if another package stands in its place.
     """
-    folder = pretraining.folder
-    if pretraining.checkpoints.exists() or not (folder / CHECKSUMS).exists():
+    if pretraining.checkpoints.exists():
         return None
-    try:
-        record = parse_json((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = None
-    if record != describe_origin(pretraining.settings, recordings):
-        raise CallRefused(
-            "usage",
-            file=folder,
-            expected="no package of this name, or one made of the same runs with these settings",
-            found="another one",
-            advice="choose another --package-name, or remove the folder",
-        )
-    # A call may have been stopped when all was done but the removal of its checkpoints.
-    remove_leftovers(folder)
-    return load_package(folder)
+    origin = describe_origin(pretraining.settings, recordings)
+    return find_made(pretraining.folder, RECORD, origin, "runs")
 
 
 def publish(

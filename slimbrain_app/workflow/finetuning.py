@@ -19,16 +19,15 @@ from slimbrain_app.evaluation.outcomes import Outcome
 from slimbrain_app.evaluation.people import People
 from slimbrain_app.evaluation.split_file import TEST, Split
 from slimbrain_app.evaluation.tuning import Verdict, cut_parts, require_parts
-from slimbrain_app.files import lock, parse_json, remove_leftovers
+from slimbrain_app.files import lock
 from slimbrain_app.model.package_heads import Heads
 from slimbrain_app.model.packages import (
     CARD,
-    CHECKSUMS,
     SEEN,
     Package,
     add_heads,
     describe_seen,
-    load_package,
+    find_made,
 )
 from slimbrain_app.records import HeadScore, Refusal
 from slimbrain_app.settings import FinetuneSettings
@@ -150,23 +149,7 @@ def find_finished(folder: Path, origin: dict[str, object]) -> Package | None:
     CallRefused
         ``usage`` if another package stands in its place.
     """
-    if not (folder / CHECKSUMS).exists():
-        return None
-    try:
-        record = parse_json((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = None
-    if record != origin:
-        raise CallRefused(
-            "usage",
-            file=folder,
-            expected="no package of this name, or one made of the same people with these settings",
-            found="another one",
-            advice="choose another --package-name, or remove the folder",
-        )
-    # A call may have been stopped when all was done but the removal of its checkpoints.
-    remove_leftovers(folder)
-    return load_package(folder)
+    return find_made(folder, RECORD, origin, "people")
 
 
 def _judge(group: Group, settings: FinetuneSettings, watch: Watch) -> Iterator[Judgement]:
